@@ -1,0 +1,44 @@
+# Each target does all its own set-up in .venv: nothing needs to be installed but Python 3.11 or newer and make.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help demo test test-slow lint results clean
+
+help:
+	@echo "make demo       steer the tiny world and picture the difference, in runs/demo"
+	@echo "make test       the tests that run in seconds each"
+	@echo "make test-slow  the long ones"
+	@echo "make lint       ruff and pyright"
+	@echo "make results    regenerate every committed figure and JSON"
+
+demo: $(READY)
+	$(BIN)/safedig demo tiny-flux --out runs/demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+results: $(READY)
+	for model in tiny-flux tiny-sd3; do \
+	  $(BIN)/safedig show $$model --quality --out docs/results && \
+	  $(BIN)/safedig demo $$model --out runs/results/$$model && \
+	  cp runs/results/$$model/demo.json docs/results/demo-$$model.json && \
+	  cp runs/results/$$model/demo.png docs/results/demo-$$model.png || exit 1; \
+	done
+
+clean:
+	rm -rf .venv runs build dist
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	touch $@
