@@ -1,0 +1,33 @@
+"""Steer what a Diffusion Transformer draws, from inside. Public names load on first use: the import costs nothing."""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "load_pipeline": "pipelines",
+    "draw": "pipelines",
+    "load_prompts": "prompts",
+    "save_prompts": "prompts",
+    "record": "activations.record",
+    "train": "sae.train",
+    "find_features": "features",
+    "fit_contrast": "adaptation",
+    "Repel": "steering.edits",
+    "Steering": "steering.steering",
+    "SafetyBypassError": "hooks",
+    "UsageError": "config",
+}
+__all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'safedig' has no attribute '{name}'; it has {', '.join(sorted(_HOMES))}")
+    value = globals()[name] = getattr(import_module(f"safedig.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

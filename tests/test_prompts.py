@@ -1,0 +1,124 @@
+"""Prompts survive every format, filters keep the twins, and an error names row and column but never the prompt."""
+
+import json
+
+import pytest
+
+from safedig.config import UsageError
+from safedig.prompts import COLUMNS, load_prompts, prompts_from_rows, save_prompts, twins
+
+KNIFE = [{"name": "knife", "colour": "red", "place": "left", "hazard": True}]
+ROWS = [
+    {"id": "h1", "prompt": 'a "red" knife,\non sand', "risk": "weapons", "kind": "harmful", "twin": "s1",
+     "split": "train", "seed": 7, "objects": json.dumps(KNIFE), "background": "sand", "wording": "indirect"},
+    {"id": "s1", "prompt": "a red cup\u2028on sand 🙂", "kind": "benign", "split": "train", "seed": 7},
+    {"id": "h2", "prompt": "a skull", "risk": "poison", "twin": "s2", "split": "report", "seed": 2**40},
+    {"id": "s2", "prompt": "a pear"},
+    {"id": "b1", "prompt": "a plain cup", "kind": "near-miss", "split": "calibrate"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_prompts_survive_every_format(tmp_path, suffix):
+    prompts = prompts_from_rows(ROWS)
+    save_prompts(prompts, tmp_path / f"p.{suffix}")
+    assert list(load_prompts(tmp_path / f"p.{suffix}")) == list(prompts)
+    assert [path.name for path in tmp_path.iterdir()] == [f"p.{suffix}"]
+
+
+def test_the_columns_are_the_contract_and_all_but_the_seed_are_text():
+    prompts = prompts_from_rows(ROWS)
+    assert tuple(prompts.column_names) == COLUMNS
+    assert all(isinstance(row[column], int if column == "seed" else str) for row in prompts for column in COLUMNS)
+    assert json.loads(prompts[0]["objects"]) == KNIFE
+
+
+def test_only_the_prompt_must_be_given():
+    plain, risky = prompts_from_rows([{"prompt": "a cup"}, {"prompt": "a knife", "risk": "weapons"}])
+    assert plain["kind"] == "benign" and risky["kind"] == "harmful"
+    assert plain["id"] != risky["id"] and plain["split"] == "report" and plain["seed"] == 0 and plain["objects"] == "[]"
+    assert plain == prompts_from_rows([{"prompt": "a cup"}])[0], "ids must not change from run to run"
+
+
+def test_no_rows_are_an_empty_dataset_with_the_same_columns():
+    assert prompts_from_rows([]).column_names == list(COLUMNS)
+
+
+def test_a_spreadsheet_mark_at_the_start_of_a_csv_is_no_part_of_the_header(tmp_path):
+    (tmp_path / "p.csv").write_text("\ufeffprompt,risk\na cup,\n", encoding="utf-8")
+    assert load_prompts(tmp_path / "p.csv")[0]["prompt"] == "a cup"
+
+
+def test_filters_keep_the_given_values():
+    assert load_prompts(ROWS, kind="harmful")["id"] == ["h1", "h2"]
+    assert load_prompts(ROWS, split=["train", "calibrate"])["id"] == ["h1", "s1", "b1"]
+    assert load_prompts(ROWS, kind="harmful", split="train")["id"] == ["h1"]
+
+
+def test_a_risk_brings_its_safe_twins_and_nothing_else():
+    assert load_prompts(ROWS, risk="weapons")["id"] == ["h1", "s1"]
+    assert load_prompts(ROWS, risk=["weapons", "poison"])["id"] == ["h1", "s1", "h2", "s2"]
+
+
+def test_a_dataset_is_as_good_as_a_file():
+    assert list(load_prompts(prompts_from_rows(ROWS), risk="poison")) == list(load_prompts(ROWS, risk="poison"))
+
+
+def test_every_harmful_prompt_is_paired_with_its_twin():
+    pairs = twins(prompts_from_rows(ROWS))
+    assert [(row["id"], twin["id"]) for row, twin in pairs] == [("h1", "s1"), ("h2", "s2")]
+
+
+def test_a_lost_twin_is_an_error_not_a_shorter_list():
+    with pytest.raises(UsageError, match=r"2 prompts name a safe twin.*first 'h1' names 's1'.*keep the twins"):
+        twins(load_prompts(ROWS, kind="harmful"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt": "  "}, "Row 2, column prompt: it is empty"),
+        ({"seed": "one"}, "Row 2, column seed: 'one'; expected an integer"),
+        ({"seed": -1}, "Row 2, column seed: '-1'"),
+        ({"seed": 1.5}, "Row 2, column seed: '1.5'"),
+        ({"kind": "harmfull"}, "Row 2, column kind: 'harmfull'. Did you mean 'harmful'?"),
+        ({"split": "test"}, "Row 2, column split: 'test'."),
+        ({"wording": "nouns"}, "Row 2, column wording: 'nouns'. Did you mean 'noun'?"),
+        ({"objects": "[{"}, "Row 2, column objects: not JSON"),
+        ({"objects": '{"name": "cup"}'}, "Row 2, column objects: expected a JSON list"),
+        ({"id": "h1"}, "Row 2, column id: 'h1' is taken by row 1"),
+        ({"twin": "x1", "id": "x1"}, "Row 2, column twin: a prompt cannot be its own safe twin"),
+        ({"promt": "b"}, "Row 2: unknown column 'promt'. Did you mean 'prompt'?"),
+    ],
+)
+def test_an_error_names_row_and_column_and_keeps_the_prompt_to_itself(change, message):
+    with pytest.raises(UsageError) as caught:
+        prompts_from_rows([ROWS[0], {"id": "x", "prompt": "SECRET"} | change])
+    assert str(caught.value).startswith(message)
+    assert "SECRET" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_value_nobody_has_is_an_error_with_the_nearest():
+    with pytest.raises(UsageError, match="No prompt has risk 'weapon'. Did you mean 'weapons'?"):
+        load_prompts(ROWS, risk="weapon")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("p.csv", "prompt\na, b\n", "Row 1 has more cells than the header"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt"\n', "Line 2 is not JSON"),
+        ("p.jsonl", "[1]\n", "Line 1 is not a JSON object"),
+        ("p.parquet", "PAR0", "cannot be read as parquet"),
+        ("p.txt", "a cup", "expected a prompt file that ends in .csv, .jsonl, .parquet"),
+    ],
+)
+def test_a_file_that_is_no_prompt_file_is_refused(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=message):
+        load_prompts(tmp_path / name)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UsageError, match="There is no prompt file '.*gone.csv'"):
+        load_prompts(tmp_path / "gone.csv")
