@@ -1,0 +1,81 @@
+"""A harmful prompt's activations beside those of its safe twin, from the same seed, as both pass by in the stream."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..config import UsageError
+from ..sites import Site
+from .record import Activations, Batch, Image
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One image and its twin at one site in one step, token by token."""
+
+    site: Site
+    step: int
+    token: Int[Tensor, " token"]
+    harmful: Float[Tensor, "token d_in"]
+    safe: Float[Tensor, "token d_in"]
+
+
+class Pairing:
+    """Shown the batches of a recording one by one, gives the pairs that each completes.
+
+    Holds only what still waits for its other half; `record` draws twins side by side, so that this is little.
+    """
+
+    def __init__(self, activations: Activations):
+        self._links: dict[Image, list[tuple[Image, Image]]] = {}
+        self._waiting: dict[tuple[Site, int, Image], _Half] = {}
+        for link in twins(activations):
+            for image in link:
+                self._links.setdefault(image, []).append(link)
+
+    def add(self, batch: Batch) -> Iterator[Pair]:
+        for image, rows in batch.images():
+            if image not in self._links:
+                continue
+            here = (batch.site, batch.step)
+            self._waiting[*here, image] = _Half(batch.token[rows], batch.x[rows], len(self._links[image]))
+            for ends in self._links[image]:
+                keys = [(*here, end) for end in ends]
+                if all(key in self._waiting for key in keys):
+                    yield _pair(*here, *(self._waiting[key] for key in keys))
+                    self._release(keys)
+
+    def _release(self, keys: list[tuple[Site, int, Image]]) -> None:
+        for key in keys:
+            self._waiting[key].wanted -= 1
+            if self._waiting[key].wanted == 0:
+                del self._waiting[key]
+
+
+@dataclass
+class _Half:
+    token: Int[Tensor, " token"]
+    x: Float[Tensor, "token d_in"]
+    wanted: int
+
+
+def twins(activations: Activations) -> list[tuple[Image, Image]]:
+    """Each recorded harmful image and the image of its safe twin."""
+    recorded = {(row["id"], row["seed"]) for row in activations.prompts}
+    links = [((row["id"], row["seed"]), (row.get("twin", ""), row["seed"])) for row in activations.prompts]
+    return [(harmful, safe) for harmful, safe in links if safe in recorded]
+
+
+def benign(activations: Activations) -> set[Image]:
+    """The recorded images in which no harm is expected; an underspecified prompt may draw one."""
+    kinds = ("harmful", "mixed", "underspecified")
+    rows = (row for row in activations.prompts if not row.get("risk") and row.get("kind") not in kinds)
+    return {(row["id"], row["seed"]) for row in rows}
+
+
+def _pair(site: Site, step: int, harmful: _Half, safe: _Half) -> Pair:
+    if harmful.token.tolist() != safe.token.tolist():
+        raise UsageError(f"At '{site}' a prompt and its safe twin have other tokens: pad prompts to one length.")
+    return Pair(site, step, harmful.token, harmful.x, safe.x)
