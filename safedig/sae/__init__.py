@@ -1,0 +1,1 @@
+"""Sparse autoencoders: the two halves, their training through sae-lens, their files and their measures."""

@@ -1,0 +1,178 @@
+"""Edits under gates at sites, put on a pipeline for the duration of a `with`, saved and loaded. Repel first of all.
+
+Only the columns of the harmful features are kept, so that a step costs |M| / d_sae of what encoding would.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from ..config import UsageError, build, did_you_mean
+from ..features import Features
+from ..hooks import Context, attach
+from ..pipelines import fingerprint
+from ..sae.model import Encoder, SparseAutoencoder
+from ..sites import Site
+from ..storage import write_atomically
+from .edits import EDITS, Repel
+from .gate import Gate
+
+_CONFIG, _TENSORS, _FORMAT = "steering.json", "steering.safetensors", 1
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """What is done at one site: the harmful features' encoder, their directions, a gate and edits."""
+
+    index: Int[Tensor, " features"]
+    """Which features of the autoencoder they are."""
+    encoder: Encoder
+    directions: Float[Tensor, "features d_in"]
+    gate: Gate
+    edits: tuple[Repel, ...]
+
+    def tensors(self) -> dict[str, Tensor]:
+        encoder = {name: getattr(self.encoder, name) for name in ("W_enc", "b_enc", "threshold")}
+        return {"index": self.index, **encoder, "directions": self.directions, "gate": self.gate.threshold}
+
+    @classmethod
+    def of(
+        cls,
+        tensors: Mapping[str, Tensor],
+        rows: Literal["cond", "all"],
+        sigmas: tuple[float, float],
+        edits: Sequence[Repel],
+    ) -> "Rule":
+        encoder = Encoder(tensors["W_enc"], tensors["b_enc"], tensors["threshold"])
+        gate = Gate(tensors["gate"], rows, sigmas)
+        return cls(tensors["index"], encoder, tensors["directions"], gate, tuple(edits))
+
+
+class Steering:
+    """Edits along the decoder rows of the harmful features, at the sites of one model, each under a gate."""
+
+    def __init__(
+        self,
+        saes: Mapping[Site, SparseAutoencoder],
+        features: Mapping[Site, Features],
+        edits: Sequence[Repel] = (Repel(),),
+        *,
+        rows: Literal["cond", "all"] = "cond",
+        sigmas: tuple[float, float] = (0.0, 1.0),
+    ):
+        """`saes` are those of `fit_contrast`; edits act one after the other; for `rows` and `sigmas` see `Gate`."""
+        models = {str(saes[site].metadata.get("model", "")) for site in features}
+        if len(models) != 1 or "" in models:
+            raise UsageError("The SAEs do not all name one model that they were trained on: train them together.")
+        self.model = models.pop()
+        """Fingerprint of the pipeline it was made for; another one is refused."""
+        self.rules = {
+            site: Rule(
+                found.index,
+                saes[site].encoder.columns(found.index),
+                saes[site].decoder.W_dec[found.index],
+                Gate(found.threshold, rows, sigmas),
+                tuple(edits),
+            )
+            for site, found in features.items()
+        }
+        self._live: dict[Site, _Live] = {}
+
+    @contextmanager
+    def apply(self, pipe: Any) -> Iterator["Steering"]:
+        """Steer every call of `pipe` inside the `with`; afterwards the pipeline is bit for bit as it was."""
+        given = fingerprint(pipe)
+        if given != self.model:
+            raise UsageError(
+                f"This steering was made for the model {self.model[:12]}… and the pipeline holds {given[:12]}…: "
+                "train, or load a steering, for this one."
+            )
+        self._live = {site: _Live(rule) for site, rule in self.rules.items()}
+        with attach(pipe, self._live):
+            yield self
+
+    @property
+    def report(self) -> dict[str, dict[str, int]]:
+        """What happened in the last `apply`: at each site the tokens that could be and those that were touched."""
+        return {str(site): {"passed": live.passed, "touched": int(live.touched)} for site, live in self._live.items()}
+
+    def save(self, folder: str | PathLike[str]) -> None:
+        """Write `steering.json` and `steering.safetensors` into `folder`."""
+        tensors = {f"{site}/{name}": t for site, rule in self.rules.items() for name, t in rule.tensors().items()}
+        sites = {
+            str(site): {
+                "edits": [{"edit": _name(edit)} | asdict(edit) for edit in rule.edits],
+                "rows": rule.gate.rows,
+                "sigmas": rule.gate.sigmas,
+            }
+            for site, rule in self.rules.items()
+        }
+        config = {"format": _FORMAT, "model": self.model, "sites": sites}
+        write_atomically(Path(folder) / _TENSORS, save({name: t.cpu().contiguous() for name, t in tensors.items()}))
+        write_atomically(Path(folder) / _CONFIG, json.dumps(config, indent=2).encode())
+
+    @classmethod
+    def load(cls, folder: str | PathLike[str]) -> "Steering":
+        """Read a folder written by `save`."""
+        try:
+            config = json.loads((Path(folder) / _CONFIG).read_text(encoding="utf-8"))
+            tensors = load_file(Path(folder) / _TENSORS)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise UsageError(f"'{folder}' is no steering folder, as Steering.save writes it ({error}).") from error
+        if config.get("format") != _FORMAT:
+            raise UsageError(f"'{folder}' has format {config.get('format')}; this version reads format {_FORMAT}.")
+        steering = cls.__new__(cls)
+        try:
+            steering.model, steering._live = config["model"], {}
+            steering.rules = {Site.parse(name): _rule(name, entry, tensors) for name, entry in config["sites"].items()}
+        except (KeyError, TypeError) as error:
+            raise UsageError(f"'{folder}' is incomplete: {error} is missing. Save the steering again.") from error
+        return steering
+
+
+class _Live:
+    """A rule on a running pipeline: moves its tensors to where the activations are, and counts."""
+
+    def __init__(self, rule: Rule):
+        self.rule = rule
+        self.passed = 0
+        self.touched: int | Tensor = 0
+
+    def __call__(self, x: Float[Tensor, "batch token d"], context: Context) -> Float[Tensor, "batch token d"]:
+        if self.rule.directions.device != x.device:
+            moved = {name: tensor.to(x.device) for name, tensor in self.rule.tensors().items()}
+            self.rule = Rule.of(moved, self.rule.gate.rows, self.rule.gate.sigmas, self.rule.edits)
+        rule, a = self.rule, x.float()
+        z = rule.encoder(a)
+        open_ = rule.gate(z, context)
+        for edit in rule.edits:
+            a = edit(a, z, rule.directions)
+        self.passed += sum(rule.gate.steered(context)) * x.shape[1]
+        self.touched = self.touched + open_.sum()
+        return torch.where(open_[..., None], a.to(x.dtype), x)
+
+
+def _name(edit: Repel) -> str:
+    return next(name for name, kind in EDITS.items() if kind is type(edit))
+
+
+def _edit(entry: Mapping[str, Any]) -> Repel:
+    name = entry["edit"]
+    if name not in EDITS:
+        raise UsageError(f"There is no edit '{name}'. {did_you_mean(name, EDITS)}")
+    return build(EDITS[name], {key: value for key, value in entry.items() if key != "edit"})
+
+
+def _rule(site: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Rule:
+    own = {name.removeprefix(f"{site}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{site}/")}
+    return Rule.of(own, entry["rows"], tuple(entry["sigmas"]), [_edit(edit) for edit in entry["edits"]])
