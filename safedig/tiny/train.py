@@ -1,0 +1,79 @@
+"""python -m safedig.tiny.train: train the autoencoder, both pipelines and the judge again, from nothing."""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..config import UsageError
+from ..progress import say
+from .training import fit
+
+WEIGHTS = Path(__file__).parent / "weights"
+WORK = Path("runs") / "training"
+SCENES = 122_880  # encoded once and drawn from again and again, each time under a fresh caption
+SAMPLES = {"vae": 36_000, "tiny-flux": 300_000, "tiny-sd3": 300_000, "judge": 200_000}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train what is named. Exit code 2 is a mistake, 130 an interruption, after which the same command goes on."""
+    parser = argparse.ArgumentParser(prog="python -m safedig.tiny.train", description=__doc__)
+    parser.add_argument("what", choices=[*SAMPLES, "all"], help="all: one after the other, in this order")
+    parser.add_argument("--samples", type=int, help="training samples (default: as the shipped weights)")
+    parser.add_argument(
+        "--scenes", type=int, default=SCENES, help="scenes encoded for the pipelines (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--weights", type=Path, default=WEIGHTS, help="where the result goes (default: into the package)"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=WORK, help="checkpoints, to go on after an interruption (default: %(default)s)"
+    )
+    given = parser.parse_args(argv)
+    try:
+        for name in SAMPLES if given.what == "all" else (given.what,):
+            _train(name, given)
+    except UsageError as error:
+        say(f"safedig.tiny.train: {error}")
+        return 2
+    except KeyboardInterrupt:
+        say("safedig.tiny.train: interrupted; the same command goes on from the last checkpoint.")
+        return 130
+    return 0
+
+
+def _train(name: str, given: argparse.Namespace) -> None:
+    vae = given.work / "autoencoder"
+    folder = vae if name == "vae" else given.weights / name
+    if name == "vae":
+        from .autoencoding import Autoencoding
+
+        objective = Autoencoding(given.seed)
+    elif name == "judge":
+        from .judge_training import Judging
+
+        objective = Judging(given.seed)
+    else:
+        objective = _flow_matching(name, vae, given)
+    fit(objective, name=name, samples=given.samples or SAMPLES[name], folder=folder, work=given.work, seed=given.seed)
+    if name.startswith("tiny-"):
+        shutil.copy(vae / "training.json", folder / "vae" / "training.json")
+    say(f"{name} is in {folder}")
+
+
+def _flow_matching(name: str, vae: Path, given: argparse.Namespace):
+    if not (vae / "config.json").is_file():
+        raise UsageError(f"There is no trained autoencoder in {vae}: run `python -m safedig.tiny.train vae` first.")
+    from diffusers import AutoencoderKL
+
+    from .flow_matching import FlowMatching
+    from .latents import training_latents
+
+    data = training_latents(vae, given.work, n=given.scenes, seed=given.seed)
+    return FlowMatching(name, data, AutoencoderKL.from_pretrained(vae), given.seed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
