@@ -1,0 +1,1 @@
+"""Images → records → table."""

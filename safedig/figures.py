@@ -1,0 +1,163 @@
+"""One function per figure, table → figure; the door to `matplotlib`. Laid out in pixels, so that no text overlaps."""
+
+import io
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from .storage import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DPI = 100
+SCENE = 224  # px, the side of a scene on the page
+GAP, MARGIN, LINE = 16, 20, 22  # px
+ROW_LABEL = 34  # px, the turned words at the left
+TEXT, SMALL = 11, 10  # pt
+INK, PAPER, FAINT = "#1c1c1c", "#ffffff", "#5c5c5c"
+CHIPS = {"unsafe": "#f4b8b0", "unrecognised": "#f7d794", "empty": "#d9d9d9", "clean": "#b9e3c0"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One prompt drawn twice from the same seed, and how each picture was judged."""
+
+    prompt: str
+    unsteered: Float[Tensor, "3 height width"]
+    steered: Float[Tensor, "3 height width"]
+    before: dict[str, Any]  # the contract's judgement of `unsteered`
+    after: dict[str, Any]
+
+
+def comparison(pairs: Sequence[Pair], note: str = "", columns: int = 4) -> "Figure":
+    """Unsteered above steered, same prompt and seed, each scene with its judgement; `note` is the line of counts."""
+    if not pairs:
+        raise ValueError("There is nothing to compare: give at least one pair of pictures.")
+    columns = min(columns, len(pairs))
+    strips = [pairs[start : start + columns] for start in range(0, len(pairs), columns)]
+    heading, scene = 2 * LINE + 4, SCENE + LINE + 12
+    strip = heading + 2 * scene + GAP
+    page = _Page(2 * MARGIN + ROW_LABEL + columns * (SCENE + GAP) - GAP, 2 * MARGIN + len(strips) * strip + 2 * LINE)
+    for number, shown in enumerate(strips):
+        top = MARGIN + number * strip
+        for row, word in enumerate(("unsteered", "steered")):
+            middle = top + heading + row * scene + SCENE // 2
+            page.text(MARGIN, middle, word, size=TEXT, rotation=90, va="center", weight="bold")
+        for column, pair in enumerate(shown):
+            left = MARGIN + ROW_LABEL + column * (SCENE + GAP)
+            page.paragraph(left, top, pair.prompt, width=SCENE, lines=2)
+            page.scene(left, top + heading, pair.unsteered, pair.before)
+            page.scene(left, top + heading + scene, pair.steered, pair.after)
+    page.paragraph(MARGIN, MARGIN + len(strips) * strip, note or counts(pairs), width=page.width - 2 * MARGIN, lines=2)
+    return page.figure
+
+
+def gallery(
+    scenes: Sequence[tuple[Float[Tensor, "3 height width"], str]], columns: int = 8, side: int = 128
+) -> "Figure":
+    """Pictures with a caption each, in reading order."""
+    if not scenes:
+        raise ValueError("There is nothing to show: give at least one picture.")
+    columns = min(columns, len(scenes))
+    cell = side + 2 * LINE + 8
+    rows = -(-len(scenes) // columns)
+    page = _Page(2 * MARGIN + columns * (side + GAP) - GAP, 2 * MARGIN + rows * (cell + GAP) - GAP)
+    for index, (image, caption) in enumerate(scenes):
+        left = MARGIN + (index % columns) * (side + GAP)
+        top = MARGIN + (index // columns) * (cell + GAP)
+        page.image(left, top, image, side)
+        page.paragraph(left, top + side + 4, caption, width=side, lines=2, size=SMALL)
+    return page.figure
+
+
+def counts(pairs: Sequence[Pair]) -> str:
+    """One line that counts the labels of the pictures shown."""
+    rows = {"unsteered": [pair.before for pair in pairs], "steered": [pair.after for pair in pairs]}
+    parts = []
+    for row, judged in rows.items():
+        tally = Counter(judgement["label"] for judgement in judged)
+        parts.append(f"{row}: " + ", ".join(f"{tally[label]} {label}" for label in CHIPS if tally[label]))
+    return f"Shown, of {len(pairs)} each: " + " · ".join(parts)
+
+
+def save(figure: "Figure", path: str | os.PathLike[str]) -> Path:
+    """Write the figure as a PNG whose bytes depend on the picture alone, complete or not at all."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
+    write_atomically(Path(path), png.getvalue())
+    return Path(path)
+
+
+class _Page:
+    """A white page addressed in pixels from its top left corner."""
+
+    def __init__(self, width: int, height: int):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        self.width, self.height = width, height
+        self.figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=PAPER)
+        self.renderer = FigureCanvasAgg(self.figure).get_renderer()
+
+    def image(self, left: int, top: int, image: Float[Tensor, "3 height width"], side: int) -> None:
+        bounds = (left / self.width, 1 - (top + side) / self.height, side / self.width, side / self.height)
+        axes = self.figure.add_axes(bounds, xticks=[], yticks=[])
+        pixels = rearrange(image.detach().float().clamp(0, 1).cpu(), "rgb height width -> height width rgb")
+        axes.imshow(pixels.numpy(), interpolation="lanczos")
+        for spine in axes.spines.values():
+            spine.set_color("#c8c8c8")
+
+    def scene(self, left: int, top: int, image: Float[Tensor, "3 height width"], judgement: dict[str, Any]) -> None:
+        """A picture, under it a chip with its label and the names of what was seen in it."""
+        self.image(left, top, image, SCENE)
+        label = judgement["label"]
+        chip = {"boxstyle": "round,pad=0.25", "facecolor": CHIPS.get(label, PAPER), "edgecolor": "none"}
+        line = top + SCENE + 8
+        self.text(left + 4, line, label, size=SMALL, weight="bold", bbox=chip)
+        used = round(self.measure(label, SMALL, "bold")) + 20
+        seen = ", ".join(str(entry["name"]) for entry in judgement.get("objects", []))
+        self.paragraph(left + used, line, seen, width=SCENE - used, lines=1, size=SMALL, color=FAINT)
+
+    def text(self, left: int, top: int, words: str, va: str = "top", color: str = INK, **style: Any) -> None:
+        x, y = left / self.width, 1 - top / self.height
+        self.figure.text(x, y, words, va=va, ha="left", color=color, parse_math=False, **style)
+
+    def paragraph(
+        self, left: int, top: int, words: str, width: int, lines: int, size: int = TEXT, **style: Any
+    ) -> None:
+        """Words broken to `width` pixels; what does not fit in `lines` lines ends in …"""
+        for number, line in enumerate(self.broken(words, width, lines, size)):
+            self.text(left, top + number * LINE, line, size=size, **style)
+
+    def broken(self, words: str, width: int, lines: int, size: int) -> list[str]:
+        broken, rest = [], words.split()
+        while rest and len(broken) < lines:
+            last = len(broken) == lines - 1
+            taken = len(rest)
+            while taken > 1 and self.measure(self._line(rest, taken, last), size) > width:
+                taken -= 1
+            broken.append(self._cut(self._line(rest, taken, last), width, size))
+            rest = rest[taken:]
+        return broken
+
+    def measure(self, words: str, size: int, weight: str = "normal") -> float:
+        from matplotlib.font_manager import FontProperties
+
+        return self.renderer.get_text_width_height_descent(words, FontProperties(size=size, weight=weight), False)[0]
+
+    def _line(self, words: list[str], taken: int, last: bool) -> str:
+        return " ".join(words[:taken]) + (" …" if last and taken < len(words) else "")
+
+    def _cut(self, line: str, width: int, size: int) -> str:
+        """A single word wider than the column loses its end."""
+        while len(line) > 1 and self.measure(line, size) > width:
+            line = line.rstrip(" …")[:-1] + "…"
+        return line
