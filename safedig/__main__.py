@@ -1,0 +1,114 @@
+"""safedig VERB RECIPE [key=value …]: the command line. Results on stdout, everything else on stderr."""
+
+import argparse
+import contextlib
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+from . import __version__
+from .config import UsageError, did_you_mean
+from .verbs import VERBS, Options
+
+DEFAULT_RECIPE = "tiny-flux"
+USAGE = "safedig VERB [RECIPE] [key=value …] [--out DIR] [--prompts FILE] [--seed N] [--json] [--quick]"
+FLAGS = ("--out", "--prompts", "--seed", "--json", "--quick", "--quality", "--help", "--version")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Exit code 0 is success; 2, the caller's mistake, and 130, an interruption, with one line."""
+    try:
+        print(_answer(sys.argv[1:] if argv is None else list(argv)))
+    except UsageError as error:
+        print(f"safedig: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("safedig: interrupted; the same command starts again.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _answer(argv: list[str]) -> str:
+    """What the command prints on stdout; whatever a library prints while it works goes to stderr."""
+    given, strangers = _parser().parse_known_intermixed_args(argv)
+    for stranger in strangers:
+        raise UsageError(f"Unknown flag '{stranger}'. {did_you_mean(stranger.split('=')[0], FLAGS)}")
+    if given.version:
+        return __version__
+    if given.help or not given.words:
+        return _help()
+    name, recipe, overrides = _words(given.words)
+    options = _options(name, given)
+    from .recipes import load
+
+    settings = load(recipe, overrides)
+    verb = import_module(VERBS[name].module)
+    with contextlib.redirect_stdout(sys.stderr):
+        result: dict[str, Any] = verb.run(settings, options)
+    return json.dumps(result, indent=2, ensure_ascii=False) if given.json else verb.table(result)
+
+
+def _words(words: list[str]) -> tuple[str, str, list[str]]:
+    """The verb, the recipe (the tiny FLUX where none is named) and the overrides."""
+    name, *rest = words
+    if name not in VERBS:
+        raise UsageError(f"Unknown verb '{name}'. {did_you_mean(name, VERBS)}")
+    recipe = rest.pop(0) if rest and "=" not in rest[0] else DEFAULT_RECIPE
+    return name, recipe, rest
+
+
+def _options(name: str, given: argparse.Namespace) -> Options:
+    """The verb's flags, checked before any work begins."""
+    flags = {flag: getattr(given, flag) for flag in ("out", "prompts", "seed", "quick", "quality")}
+    for flag, value in flags.items():
+        if value not in (None, False) and flag not in VERBS[name].flags:
+            takes = ", ".join(f"--{one}" for one in (*VERBS[name].flags, "json"))
+            raise UsageError(f"'{name}' takes no --{flag}: it takes {takes}.")
+    if given.seed is not None and given.seed < 0:
+        raise UsageError(f"--seed {given.seed}: expected an integer from 0 on.")
+    if given.prompts is not None and not given.prompts.is_file():
+        raise UsageError(f"--prompts {given.prompts}: there is no such file; give a CSV, JSONL or Parquet file.")
+    if given.out is not None:
+        _check_writable(given.out)
+    return Options(**flags)
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"--out {folder} cannot be written ({error.strerror}): give a folder that can.") from error
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message[:1].upper()}{message[1:]}. Usage: {USAGE}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="safedig", add_help=False, allow_abbrev=False)
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--prompts", type=Path)
+    parser.add_argument("--seed", type=int)
+    for flag in ("--json", "--quick", "--quality", "--version"):
+        parser.add_argument(flag, action="store_true")
+    parser.add_argument("-h", "--help", action="store_true")
+    return parser
+
+
+def _help() -> str:
+    from .recipes import names
+
+    verbs = [f"  {name:6} {verb.does}" for name, verb in VERBS.items()]
+    return "\n".join([f"Usage: {USAGE}", "", *verbs, "", f"Recipes: {', '.join(names())}, or a path to a TOML file."])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

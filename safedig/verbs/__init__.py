@@ -1,0 +1,38 @@
+"""What the command line can do, one verb a file: `run(recipe, options) -> result` and `table(result) -> text`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Options:
+    """The flags of a command: where its input lies and where its output goes."""
+
+    out: Path | None = None
+    prompts: Path | None = None
+    seed: int | None = None
+    quick: bool = False
+    quality: bool = False
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb's module in this folder, what it does, and which flags it takes beside --json."""
+
+    module: str
+    does: str
+    flags: tuple[str, ...]
+
+
+VERBS = {
+    "demo": Verb(
+        "safedig.verbs.demo",
+        "record, train one SAE, find the harmful features, steer, judge, and picture the difference",
+        ("out", "prompts", "seed", "quick"),
+    ),
+    "show": Verb(
+        "safedig.verbs.show",
+        "what a recipe and its model are; --quality: how well it draws as asked; --out: pages of its pictures",
+        ("out", "prompts", "seed", "quick", "quality"),
+    ),
+}

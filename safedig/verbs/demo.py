@@ -1,0 +1,202 @@
+"""safedig demo: from the shipped weights to the steered result, a table and a picture."""
+
+import dataclasses
+import hashlib
+import json
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from safedig.config import UsageError
+from safedig.evaluation.headline import headline, shown
+from safedig.evaluation.intervals import Rate, clustered_rate
+from safedig.evaluation.records import Record, Run, Score, circumstances, image_sha, prompt_sha, write_run
+from safedig.figures import Pair, comparison, save
+from safedig.pipelines import Drawing, draw, fingerprint, load_pipeline
+from safedig.progress import say, track
+from safedig.prompts import as_rows, load_prompts
+from safedig.recipes import Recipe
+from safedig.storage import write_atomically
+from safedig.verbs import Options
+
+Row = dict[str, Any]
+HARMFUL, BENIGN = ("harmful", "mixed"), ("benign", "near-miss")
+BATCH = 16  # images
+QUICK = 4  # times fewer prompts
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Images of some prompts and what the judge says of each."""
+
+    rows: list[Row]
+    images: Float[Tensor, "n 3 height width"]
+    judgements: list[dict[str, Any]]
+
+
+def run(recipe: Recipe, options: Options) -> dict[str, Any]:
+    """Record, train one SAE a site, find the harmful features, steer, judge; the rates, nested as in the contract."""
+    recipe = _quick(recipe) if options.quick else recipe
+    out = options.out or Path("runs") / f"demo-{Path(recipe.model).name}"
+    pipe = load_pipeline(recipe.model)
+    asked = {"source": _report(recipe, options, HARMFUL), "benign": _report(recipe, options, BENIGN)}
+    steering = _learn(pipe, recipe)
+    seen = {
+        (role, method): _look(pipe, rows, steering if method == "steered" else None, f"{role} prompts, {method}")
+        for role, rows in asked.items()
+        for method in ("unsteered", "steered")
+    }
+    made_from = {"model": recipe.model, "fingerprint": fingerprint(pipe), "recipe_sha": recipe.sha}
+    result = made_from | {"seed": _seed(recipe, options)} | _rates(seen)
+    write_run(out, _as_run(pipe, recipe, result, seen))
+    write_atomically(out / "demo.json", f"{json.dumps(result, indent=2)}\n".encode())
+    say(f"The picture is {save(_picture(recipe, result, seen), out / 'demo.png')}, the records lie beside it.")
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """The rates, unsteered beside steered."""
+    source = [
+        (name, result["unsteered"][name], result["steered"][name])
+        for name in ("not_clean", "unsafe", "unrecognised", "empty")
+    ]
+    benign = result["benign"]
+    lines = [f"{result['model']}, seed {result['seed']}; percent of images, [95 % interval], counts", ""]
+    lines += [f"{'harmful prompts':28}{'unsteered':30}steered"]
+    lines += [f"  {name.replace('_', ' '):26}{shown(before):30}{shown(after)}" for name, before, after in source]
+    lines += ["", f"{'benign prompts':28}{'unsteered':30}steered"]
+    lines += [f"  {'drawn as asked':26}{shown(benign['unsteered']):30}{shown(benign['steered'])}"]
+    lines += [f"  {'bit-identical':26}{'':30}{shown(benign['bit_identical'])}"]
+    return "\n".join(lines)
+
+
+def _learn(pipe: Any, recipe: Recipe) -> Any:
+    """What to repel and where, from training prompts only; the reported prompts are never seen here."""
+    from safedig.activations.record import record
+    from safedig.adaptation import fit_contrast
+    from safedig.features import find_features
+    from safedig.sae.train import train
+    from safedig.steering.edits import Repel
+    from safedig.steering.steering import Steering
+    from safedig.tiny import prompts
+
+    n, seed = recipe.prompts.learn, recipe.seed
+    kinds = {"harmful": n, "mixed": n // 2, "benign": n // 2, "near-miss": n // 2}
+    learn = [row for kind, count in kinds.items() for row in as_rows(prompts(kind, split="train", seed=seed, n=count))]
+    acts = record(pipe, learn, recipe.sites).in_memory()
+    saes = train(acts, options=recipe.sae)
+    features = find_features(saes, acts)
+    saes = fit_contrast(saes, acts, features)
+    for site, found in features.items():
+        say(f"{site}: {len(found.index)} harmful features of {saes[site].d_sae}")
+    return Steering(saes, features, edits=[Repel(recipe.strength)])
+
+
+def _report(recipe: Recipe, options: Options, kinds: tuple[str, ...]) -> list[Row]:
+    """Prompts nobody has learnt from: the given file's, or fresh ones of the tiny world."""
+    if options.prompts is None:
+        from safedig.tiny import prompts
+
+        n = recipe.prompts.report if kinds is HARMFUL else recipe.prompts.benign
+        rows = as_rows(prompts(kinds[0], split="report", seed=_seed(recipe, options), n=n, twins=False))
+        return [row for row in rows if row["kind"] in kinds]
+    rows = [row for row in as_rows(load_prompts(options.prompts)) if row["kind"] in kinds]
+    if not rows:
+        raise UsageError(f"--prompts {options.prompts} holds no prompt of kind {' or '.join(kinds)}: add some.")
+    if options.seed is not None:
+        rows = [row | {"seed": options.seed + index} for index, row in enumerate(rows)]
+    return rows
+
+
+def _look(pipe: Any, rows: list[Row], steering: Any, description: str) -> Seen:
+    from safedig.tiny import judge
+
+    images, judgements = [], []
+    with steering.apply(pipe) if steering is not None else nullcontext():
+        for asked, batch in track(draw(pipe, rows, batch_size=BATCH), description, total=-(-len(rows) // BATCH)):
+            images.append(batch)
+            judgements += judge(batch, asked=asked)
+    return Seen(rows, torch.cat(images), judgements)
+
+
+def _rates(seen: dict[tuple[str, str], Seen]) -> dict[str, Any]:
+    before, after = seen["benign", "unsteered"], seen["benign", "steered"]
+    ids = [row["id"] for row in before.rows]
+    same = [bool(torch.equal(one, other)) for one, other in zip(before.images, after.images, strict=True)]
+    return {
+        method: headline(seen["source", method].judgements, [row["id"] for row in seen["source", method].rows])
+        for method in ("unsteered", "steered")
+    } | {
+        "benign": {
+            "unsteered": _as_asked(before),
+            "steered": _as_asked(after),
+            "bit_identical": clustered_rate(same, ids),
+        }
+    }
+
+
+def _as_asked(seen: Seen) -> Rate:
+    return clustered_rate([one["label"] == "clean" for one in seen.judgements], [row["id"] for row in seen.rows])
+
+
+def _picture(recipe: Recipe, result: dict[str, Any], seen: dict[tuple[str, str], Seen]) -> Any:
+    """The first prompts of the report, as they come: none is chosen."""
+    before, after = seen["source", "unsteered"], seen["source", "steered"]
+    pairs = [
+        Pair(row["prompt"], one, other, judged, judged_after)
+        for row, one, other, judged, judged_after in zip(
+            before.rows, before.images, after.images, before.judgements, after.judgements, strict=True
+        )
+    ][: recipe.prompts.shown]
+    rates = (("unsteered", "not_clean"), ("steered", "not_clean"), ("steered", "unsafe"))
+    counts = [f"{row} {name.replace('_', ' ')} {shown(result[row][name]).strip()}" for row, name in rates]
+    return comparison(pairs, note=f"All {len(before.rows)} harmful prompts: " + " · ".join(counts))
+
+
+def _as_run(pipe: Any, recipe: Recipe, result: dict[str, Any], seen: dict[tuple[str, str], Seen]) -> Run:
+    facts = dataclasses.asdict(recipe) | {key: result[key] for key in ("fingerprint", "seed")}
+    run_id = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    records, scores = [], {}
+    for (role, method), one in seen.items():
+        for row, image, judgement in zip(one.rows, one.images, one.judgements, strict=True):
+            sha = image_sha(image)
+            scores[sha] = Score(sha, "tiny.judge", scores=judgement)
+            records.append(
+                Record(
+                    run_id=run_id,
+                    method=method,
+                    prompt_id=row["id"],
+                    prompt_sha=prompt_sha(row["prompt"]),
+                    seed=row["seed"],
+                    image_sha=sha,
+                    role=role,
+                    domains=(row["risk"],) if row["risk"] else (),
+                    operator="Repel" if method == "steered" else "",
+                    strength=recipe.strength if method == "steered" else 0.0,
+                    site=", ".join(recipe.sites) if method == "steered" else "",
+                )
+            )
+    manifest = circumstances(
+        **facts,
+        scheduler=type(pipe.scheduler).__name__,
+        drawing=dataclasses.asdict(Drawing.of(pipe)),
+        dtype=str(pipe.transformer.dtype),
+        generator_device="cpu",
+        tuned_on="tiny world, split train; strength and sites on split calibrate",
+        command="safedig demo",
+    )
+    return Run(tuple(records), tuple(scores.values()), manifest)
+
+
+def _seed(recipe: Recipe, options: Options) -> int:
+    return recipe.seed if options.seed is None else options.seed
+
+
+def _quick(recipe: Recipe) -> Recipe:
+    counts = {name: max(1, count // QUICK) for name, count in dataclasses.asdict(recipe.prompts).items()}
+    return dataclasses.replace(recipe, prompts=dataclasses.replace(recipe.prompts, **counts | {"shown": 4}))

@@ -1,0 +1,156 @@
+"""safedig show: what a recipe and its model are; with --quality, how well and how fast the model draws as asked."""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from safedig.config import UsageError
+from safedig.evaluation.headline import shown
+from safedig.pipelines import Drawing, draw, fingerprint, load_pipeline
+from safedig.progress import say, track
+from safedig.prompts import KINDS, as_rows, load_prompts
+from safedig.recipes import Recipe
+from safedig.sites import d_in, sites, transformer
+from safedig.storage import write_atomically
+from safedig.verbs import Options
+
+Row = dict[str, Any]
+BATCH, PER_KIND, QUICK = 16, 200, 32  # images, prompts, prompts or renders
+RENDERS, GALLERY = 1000, 64
+QUALITY = {
+    "exact": "drawn exactly as asked (object, colour, place, background)",
+    "objects_only": "the asked objects and no other",
+    "each_object": "each object as asked, where it is asked for by name",
+}
+MATMUL = 1024  # side of the matrices whose product is timed beside the images
+
+
+def run(recipe: Recipe, options: Options) -> dict[str, Any]:
+    """The recipe, the model's facts, and on request its quality on fresh prompts of every kind."""
+    pipe = load_pipeline(recipe.model)
+    model: Any = transformer(pipe)
+    result = {
+        "recipe": dataclasses.asdict(recipe),
+        "recipe_sha": recipe.sha,
+        "model": {
+            "class": type(pipe).__name__,
+            "fingerprint": fingerprint(pipe),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "drawing": dataclasses.asdict(Drawing.of(pipe)),
+            "sites": {str(site): d_in(pipe, site) for site in sites(pipe)},
+        },
+    }
+    if options.quality:
+        result |= {"quality": _quality(pipe, recipe, options), "speed": _speed(pipe)}
+    if options.out is not None:
+        _save(pipe, recipe, options, result)
+    return result
+
+
+def _save(pipe: Any, recipe: Recipe, options: Options, result: dict[str, Any]) -> None:
+    """The result as JSON, and a page of pictures for each kind of prompt: the first ones, none is chosen."""
+    from safedig.figures import gallery, save
+    from safedig.tiny import prompts
+
+    folder, name, n = options.out or Path(), Path(recipe.model).name, (QUICK if options.quick else GALLERY)
+    write_atomically(folder / f"{name}.json", f"{json.dumps(result, indent=2)}\n".encode())
+    for kind in KINDS:
+        rows = as_rows(prompts(kind, split="report", seed=_seed(recipe, options), n=n, twins=False))
+        drawn = track(draw(pipe, rows, batch_size=BATCH), f"gallery of {kind}", total=-(-n // BATCH))
+        scenes = [(image, row["prompt"]) for batch, images in drawn for row, image in zip(batch, images, strict=True)]
+        say(f"Pictures: {save(gallery(scenes), folder / f'{name}-{kind}.png')}")
+
+
+def table(result: dict[str, Any]) -> str:
+    """The same for people."""
+    model = result["model"]
+    lines = [
+        f"{result['recipe']['model']}: {model['class']}, {model['parameters']:,} parameters in the transformer",
+        "",
+    ]
+    lines += [f"  {name:14} {value}" for name, value in result["recipe"].items()]
+    lines += [
+        "",
+        f"{len(model['sites'])} sites, with their widths:",
+        *(f"  {site}  {d}" for site, d in model["sites"].items()),
+    ]
+    if "quality" in result:
+        lines += _quality_lines(result["quality"])
+        lines += ["", f"{result['speed']['core_seconds_per_image']:.4f} s an image on one core at batch {BATCH}"]
+    return "\n".join(lines)
+
+
+def _quality_lines(quality: dict[str, Any]) -> list[str]:
+    """Each rate by the judge and by the second check; then the judge itself on renders."""
+    eyes, width = ("judge", "second"), 36
+    lines = ["", f"{'percent of images':24}{'by the judge':{width}}by the second check"]
+    for group, title in QUALITY.items():
+        lines += ["", f"{title}:"]
+        for name in quality["judge"][group]:
+            lines += [f"  {name:22}" + "".join(f"{shown(quality[eye][group][name]):{width}}" for eye in eyes).rstrip()]
+    unasked = "".join(f"{shown(quality[eye]['hazard_unasked']):{width}}" for eye in eyes).rstrip()
+    lines += ["", f"{'a hazard unasked':24}{unasked}", f"{'the two agree':24}{shown(quality['agreement'])}"]
+    renders = quality["judge_on_renders"]
+    lines += ["", f"{'the judge on renders':24}{'clean':{width}}disturbed"]
+    for name, found in renders["clean"].items():
+        lines += [f"  {name:22}{shown(found):{width}}{shown(renders['disturbed'][name])}"]
+    lines += ["", "garbled pictures that come out unrecognised:"]
+    lines += [f"  {kind:22}{shown(found)}" for kind, found in renders["garbled_unrecognised"].items()]
+    return [*lines, f"{'… and clean':24}{shown(renders['garbled_clean'])}"]
+
+
+def _quality(pipe: Any, recipe: Recipe, options: Options) -> dict[str, Any]:
+    from safedig.evaluation.quality import drawing_quality, judge_accuracy
+    from safedig.tiny import judge
+
+    rows, judgements = _rows(recipe, options), []
+    for _, images in track(draw(pipe, rows, batch_size=BATCH), "drawing", total=-(-len(rows) // BATCH)):
+        judgements += judge(images)
+    n, seed = (QUICK if options.quick else RENDERS), _seed(recipe, options)
+    return drawing_quality(rows, judgements) | {"judge_on_renders": judge_accuracy(judge, n, seed)}
+
+
+def _rows(recipe: Recipe, options: Options) -> list[Row]:
+    if options.prompts is not None:
+        rows = as_rows(load_prompts(options.prompts))
+        if not any(row["kind"] in ("benign", "near-miss") for row in rows):
+            raise UsageError(f"--prompts {options.prompts} holds no benign prompt: add some.")
+        return rows
+    from safedig.tiny import prompts
+
+    seed, n = _seed(recipe, options), QUICK if options.quick else PER_KIND
+    kinds = [kind for kind in KINDS if kind != "underspecified"]
+    return [row for kind in kinds for row in as_rows(prompts(kind, split="report", seed=seed, n=n, twins=False))]
+
+
+def _seed(recipe: Recipe, options: Options) -> int:
+    return recipe.seed if options.seed is None else options.seed
+
+
+def _speed(pipe: Any) -> dict[str, float]:
+    """Seconds an image on one core, beside the rate of a plain matrix product: that makes machines comparable."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rows = [{"prompt": "a cup", "seed": seed} for seed in range(BATCH)]
+        drawn = min(_seconds(lambda: list(draw(pipe, rows, batch_size=BATCH))) for _ in range(3))
+        matrix = torch.rand(MATMUL, MATMUL, generator=torch.Generator().manual_seed(0))
+        product = min(_seconds(lambda: matrix @ matrix) for _ in range(10))
+    finally:
+        torch.set_num_threads(threads)
+    gigaflops = 2 * MATMUL**3 / product / 1e9
+    return {
+        "core_seconds_per_image": drawn / BATCH,
+        "matmul_gigaflops_per_second": gigaflops,
+        "matmul_gigaflops_per_image": gigaflops * drawn / BATCH,
+    }
+
+
+def _seconds(work: Any) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
