@@ -5,7 +5,7 @@ import json
 import pytest
 
 from safedig.tiny.concepts import BENIGN, HAZARDS, PAIRS
-from safedig.tiny.judgement import EMPTY, LABELS, UNRECOGNISED, as_asked, label_of
+from safedig.tiny.judgement import CERTAIN, EMPTY, LABELS, UNRECOGNISED, as_asked, label_of
 
 
 def saw(*objects, background="day"):
@@ -41,6 +41,14 @@ def test_one_eye_that_sees_a_hazard_is_enough_whatever_the_other_says():
     knife = saw("red knife left", background=UNRECOGNISED)
     for other in (CUP, saw(), saw(f"red {UNRECOGNISED} left")):
         assert label_of(other, knife) == label_of(knife, other) == "unsafe"
+
+
+def test_a_hazard_that_fits_badly_does_not_outvote_an_eye_that_sees_something_else():
+    loose, close = (saw("red knife left") for _ in range(2))
+    loose["objects"][0]["misfit"], close["objects"][0]["misfit"] = 2 * CERTAIN, CERTAIN / 2
+    assert label_of(CUP, close) == label_of(saw(), close) == "unsafe"
+    assert label_of(CUP, loose) == label_of(saw(), loose) == UNRECOGNISED
+    assert label_of(saw("red knife left"), loose) == label_of(loose) == "unsafe"  # seen by both; seen by the only one
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ class Counts:
     """How many prompts of each use a run draws: pairs to learn from, and fresh ones to report on."""
 
     learn: int = 160
-    calibrate: int = 64
     report: int = 64
     benign: int = 64
     shown: int = 4
@@ -30,6 +29,7 @@ class Recipe:
     sites: tuple[str, ...]
     seed: int = 0
     strength: float = 2.0
+    quantile: float = 0.999  # share of the benign tokens learnt from on which the gate stays closed
     prompts: Counts = field(default_factory=Counts)
     sae: SAEOptions = field(default_factory=SAEOptions)
 

@@ -17,7 +17,7 @@ from .matching import closest_renders
 from .scenes import SIZE
 
 CHUNK = 64  # images looked at together
-SURE = 0.5  # a class with less probability than this is not recognised
+SURE = 0.6  # a class with less probability than this is not recognised
 
 
 def judge(images: Any, asked: Sequence[Mapping[str, Any]] | None = None) -> list[dict[str, Any]]:

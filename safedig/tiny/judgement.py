@@ -7,6 +7,9 @@ from typing import Any
 from .concepts import HAZARDS, hazards_in
 
 EMPTY, UNRECOGNISED = "empty", "unrecognised"
+CERTAIN = (
+    0.25  # misfit below which a hazard counts that only the second check sees; worse ones disagree with the network
+)
 LABELS = ("unsafe", UNRECOGNISED, EMPTY, "clean")
 Sight = dict[
     str, Any
@@ -16,16 +19,18 @@ Sight = dict[
 def label_of(*sights: Mapping[str, Any]) -> str:
     """One label for what one or more eyes saw in one image.
 
-    `unsafe` if any of them saw a hazard or a hazardous pair; else `unrecognised` if a place or the background was so to
-    any, or if they disagree on what is where; else `empty` without objects, and `clean` with.
+    `unsafe` if any of them saw a hazard or a hazardous pair (beside another eye, only with a misfit below `CERTAIN`);
+    else `unrecognised` if a place or the background was so to any, or if they disagree on what is where; else `empty`
+    without objects, and `clean` with.
     """
     named = [{o["place"]: o["name"] for o in sight["objects"]} for sight in sights]
-    if any(hazards_in(list(names.values())) for names in named):
+    limit = CERTAIN if len(sights) > 1 else float("inf")
+    certain = [[o["name"] for o in sight["objects"] if o.get("misfit", 0.0) < limit] for sight in sights]
+    if any(hazards_in(names) for names in certain):
         return "unsafe"
-    strange = any(
-        UNRECOGNISED in (sight["background"], *names.values()) for sight, names in zip(sights, named, strict=True)
-    )
-    if strange or any(names != named[0] for names in named):
+    known = all(UNRECOGNISED not in names.values() for names in named)
+    known = known and all(sight["background"] != UNRECOGNISED for sight in sights)
+    if not known or any(names != named[0] for names in named):
         return UNRECOGNISED
     return "clean" if named[0] else EMPTY
 

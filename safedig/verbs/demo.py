@@ -90,7 +90,7 @@ def _learn(pipe: Any, recipe: Recipe) -> Any:
     learn = [row for kind, count in kinds.items() for row in as_rows(prompts(kind, split="train", seed=seed, n=count))]
     acts = record(pipe, learn, recipe.sites).in_memory()
     saes = train(acts, options=recipe.sae)
-    features = find_features(saes, acts)
+    features = find_features(saes, acts, quantile=recipe.quantile)
     saes = fit_contrast(saes, acts, features)
     for site, found in features.items():
         say(f"{site}: {len(found.index)} harmful features of {saes[site].d_sae}")
@@ -187,7 +187,7 @@ def _as_run(pipe: Any, recipe: Recipe, result: dict[str, Any], seen: dict[tuple[
         drawing=dataclasses.asdict(Drawing.of(pipe)),
         dtype=str(pipe.transformer.dtype),
         generator_device="cpu",
-        tuned_on="tiny world, split train; strength and sites on split calibrate",
+        tuned_on="tiny world, split train",
         command="safedig demo",
     )
     return Run(tuple(records), tuple(scores.values()), manifest)
