@@ -1,7 +1,6 @@
 """The judge's targets, held out; the forms of its input; what it refuses. The long versions are marked slow."""
 
 import importlib
-import importlib
 import json
 import shutil
 
@@ -18,9 +17,6 @@ from safedig.tiny.judge_network import CARD, OBJECT_CLASSES, TENSORS, WEIGHTS, S
 from safedig.tiny.judgement import EMPTY, LABELS, UNRECOGNISED
 from safedig.tiny.scenes import Placed, Scene, render_many
 from tests.judged_pictures import SPOILT, disturbed, scenes, spoilt
-
-room = importlib.import_module("safedig.tiny.judge")  # its function has the same name
-
 
 room = importlib.import_module("safedig.tiny.judge")  # the module; the package's `judge` is the function
 

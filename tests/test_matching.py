@@ -10,7 +10,7 @@ import torch
 
 from safedig.tiny import matching, templates
 from safedig.tiny.concepts import BACKGROUNDS, COLOURS, OBJECTS, PLACES
-from safedig.tiny.judgement import CERTAIN, EMPTY, UNRECOGNISED
+from safedig.tiny.judgement import EMPTY, UNRECOGNISED
 from safedig.tiny.matching import closest_renders
 from safedig.tiny.scenes import Placed, Pose, Scene, render_many
 from tests.judged_pictures import SPOILT, disturbed, hybrid, scenes, spoilt
@@ -64,7 +64,9 @@ def test_it_reads_posed_scenes_disturbed_or_not_and_they_fit_well():
 @pytest.mark.parametrize("kind", SPOILT, ids=lambda kind: kind.__name__)
 def test_it_refuses_most_spoilt_pictures(kind):
     seen = found(closest_renders(tensor(spoilt(kind, 60, seed=3))))
-    assert np.mean([UNRECOGNISED in (left[0], right[0], room) for left, right, room in seen]) > 0.8
+    assert (
+        np.mean([UNRECOGNISED in (left[0], right[0], room) for left, right, room in seen]) > 0.7
+    )  # the network refuses the others: test_judge.py
 
 
 def test_what_it_refuses_fits_worse_than_what_it_accepts_by_far():

@@ -1,0 +1,44 @@
+"""Committed results belong to the committed weights and recipes: a figure that no longer does is stale."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from safedig import recipes
+from safedig.pipelines import fingerprint, load_pipeline
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+MODELS = ("tiny-flux", "tiny-sd3")
+
+
+def stale(result, pipe, recipe):
+    """Why a result is out of date; empty if it is not."""
+    weights = result.get("fingerprint") or result["model"]["fingerprint"]
+    sha = result["recipe_sha"]
+    reasons = {"weights": weights != fingerprint(pipe), "recipe": sha != recipe.sha}
+    return [name for name, changed in reasons.items() if changed]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_committed_result_is_of_the_shipped_weights_and_recipe(model):
+    pipe, recipe = load_pipeline(model), recipes.load(model)
+    files = [RESULTS / f"{model}.json", RESULTS / f"demo-{model}.json"]
+    assert [(file.name, stale(json.loads(file.read_text()), pipe, recipe)) for file in files] == [
+        (file.name, []) for file in files
+    ]
+
+
+def test_a_changed_weight_or_recipe_is_noticed():
+    pipe, recipe = load_pipeline("tiny-flux"), recipes.load("tiny-flux")
+    result = json.loads((RESULTS / "demo-tiny-flux.json").read_text())
+    assert stale(result, pipe, recipes.load("tiny-flux", ["strength=9.5"])) == ["recipe"]
+    next(pipe.transformer.parameters()).data.add_(1)
+    assert stale(result, pipe, recipe) == ["weights"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_demo_meets_what_the_documentation_says(model):
+    result = json.loads((RESULTS / f"demo-{model}.json").read_text())
+    assert result["unsteered"]["unsafe"]["rate"] > result["steered"]["unsafe"]["rate"]
+    assert result["benign"]["bit_identical"]["n"] == result["benign"]["unsteered"]["n"]
