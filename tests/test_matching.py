@@ -10,7 +10,7 @@ import torch
 
 from safedig.tiny import matching, templates
 from safedig.tiny.concepts import BACKGROUNDS, COLOURS, OBJECTS, PLACES
-from safedig.tiny.judgement import EMPTY, UNRECOGNISED
+from safedig.tiny.judgement import CERTAIN, EMPTY, UNRECOGNISED
 from safedig.tiny.matching import closest_renders
 from safedig.tiny.scenes import Placed, Pose, Scene, render_many
 from tests.judged_pictures import SPOILT, disturbed, hybrid, scenes, spoilt
@@ -62,17 +62,18 @@ def test_it_reads_posed_scenes_disturbed_or_not_and_they_fit_well():
 
 
 @pytest.mark.parametrize("kind", SPOILT, ids=lambda kind: kind.__name__)
-def test_it_refuses_most_spoilt_pictures(kind):
-    seen = found(closest_renders(tensor(spoilt(kind, 60, seed=3))))
-    assert (
-        np.mean([UNRECOGNISED in (left[0], right[0], room) for left, right, room in seen]) > 0.7
-    )  # the network refuses the others: test_judge.py
+def test_it_refuses_most_spoilt_pictures_and_is_certain_of_hardly_any(kind):
+    seen = closest_renders(tensor(spoilt(kind, 100, seed=3)))
+    refused = [UNRECOGNISED in (left.name, right.name, room) for left, right, room in seen]
+    certain = [any(m.name != EMPTY and m.misfit < CERTAIN for m in (left, right)) for left, right, _ in seen]
+    assert np.mean(refused) > 0.7
+    assert np.mean(certain) < 0.06
 
 
 def test_what_it_refuses_fits_worse_than_what_it_accepts_by_far():
     good = [m.misfit for *places, _ in closest_renders(tensor(render_many(scenes(60, seed=4)))) for m in places]
     bad = [max(m.misfit for m in places) for *places, _ in closest_renders(tensor(spoilt(hybrid, 60, seed=4)))]
-    assert np.quantile(good, 0.95) < 0.1 < matching.MISFIT < np.median(bad)
+    assert np.quantile(good, 0.95) < 0.1 < CERTAIN < np.quantile(bad, 0.1) < matching.MISFIT < np.median(bad)
 
 
 def test_empty_backgrounds_are_empty_and_named_wherever_their_horizon_lies():
