@@ -181,6 +181,7 @@ class FlowMatching:
 
     def publish(self, averaged: nn.Module, folder: Path) -> None:
         """Save the averaged weights as a diffusers pipeline."""
+        self.vae.register_to_config(_name_or_path="")  # the folder it came from means nothing elsewhere
         modules = {n: m for n, m in averaged.named_children() if not n.startswith("guess")}
         tokenizers = {
             n.replace("text_encoder", "tokenizer"): self.t5 if n == self.t5_name else self.clip
