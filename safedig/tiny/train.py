@@ -13,7 +13,7 @@ from .training import fit
 WEIGHTS = Path(__file__).parent / "weights"
 WORK = Path("runs") / "training"
 SCENES = 122_880  # encoded once and drawn from again and again, each time under a fresh caption
-SAMPLES = {"vae": 36_000, "tiny-flux": 300_000, "tiny-sd3": 300_000, "judge": 200_000}
+SAMPLES = {"vae": 36_000, "tiny-flux": 300_000, "tiny-sd3": 300_000, "judge": 140_000}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
