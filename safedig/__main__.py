@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, NoReturn
 
 from . import __version__
 from .config import UsageError, did_you_mean
+from .storage import check_writable
 from .verbs import VERBS, Options
 
 DEFAULT_RECIPE = "tiny-flux"
@@ -73,17 +73,8 @@ def _options(name: str, given: argparse.Namespace) -> Options:
     if given.prompts is not None and not given.prompts.is_file():
         raise UsageError(f"--prompts {given.prompts}: there is no such file; give a CSV, JSONL or Parquet file.")
     if given.out is not None:
-        _check_writable(given.out)
+        check_writable(given.out, "--out")
     return Options(**flags)
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UsageError(f"--out {folder} cannot be written ({error.strerror}): give a folder that can.") from error
 
 
 class _Parser(argparse.ArgumentParser):

@@ -113,6 +113,12 @@ def test_rows_may_hold_their_objects_as_json_or_as_a_list():
     assert as_asked(CUP, asked) == as_asked(CUP, asked | {"objects": json.loads(asked["objects"])}) is True
 
 
+def test_an_unrecognised_background_is_never_as_asked():
+    anywhere = row(("cup", "red", "left", False))
+    assert as_asked(saw("red cup left"), anywhere)
+    assert not as_asked(saw("red cup left", background=UNRECOGNISED), anywhere)
+
+
 def test_an_unrecognised_place_is_never_as_asked():
     seen = saw("red cup left", f"- {UNRECOGNISED} right")
     assert not as_asked(seen, row(("cup", "red", "left", False), (None, None, None, False)))

@@ -93,6 +93,21 @@ def test_a_wrong_name_or_number_is_exit_code_2(argv, capsys):
     assert stopped.value.code == 2 and "error:" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["--samples", "--scenes"])
+def test_no_samples_are_refused(folders, flag, capsys):
+    assert main(["vae", *folders, flag, "0"]) == 2
+    assert capsys.readouterr().err == f"safedig.tiny.train: {flag} 0: expected an integer from 1 on.\n"
+
+
+@pytest.mark.parametrize("flag", ["--weights", "--work"])
+def test_a_folder_that_cannot_be_written_is_said_before_the_training(folders, flag, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "_train", lambda name, given: pytest.fail("it trained"))
+    (tmp_path / "file").touch()
+    assert main(["vae", *folders, flag, str(tmp_path / "file" / "folder")]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"safedig.tiny.train: {flag} ") and "give a folder that can" in err and err.count("\n") == 1
+
+
 @pytest.mark.slow
 def test_the_command_itself_trains_the_autoencoder_from_nothing(folders, tmp_path):
     command = [sys.executable, "-m", "safedig.tiny.train", "vae", *folders]

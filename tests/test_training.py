@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from safedig.config import UsageError
 from safedig.tiny import training
 from safedig.tiny.training import CONSTANT, EMA_DECAY, WARM_UP, _decay, _optimizers, _warm_average, fit
 
@@ -91,6 +92,15 @@ def test_an_interrupted_run_ends_bit_for_bit_as_an_undisturbed_one(trained, tmp_
 def test_control_another_seed_ends_elsewhere(trained, tmp_path):
     trained("one"), trained("other", seed=1)
     assert not same(weights(tmp_path / "one"), weights(tmp_path / "other"))
+
+
+def test_going_on_with_another_seed_is_refused_and_leaves_the_run_as_it_was(trained, tmp_path):
+    trained("whole")
+    trained("parts", stop_at=12)
+    with pytest.raises(UsageError, match=r"begun with seed 0, not 1: go on with that seed, or give another --work"):
+        trained("parts", seed=1)
+    trained("parts")
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(trained, tmp_path, monkeypatch):
@@ -208,7 +218,7 @@ def test_the_rate_is_constant_and_then_falls_to_nothing():
 
 def test_the_first_steps_are_small(tmp_path):
     objective = Regression()
-    run = training._Run(objective, 10_000, tmp_path / "none")
+    run = training._Run(objective, 10_000, tmp_path / "none", 0)
     rates = []
     for step in range(WARM_UP + 5):
         run.advance(np.random.default_rng(step))

@@ -46,7 +46,7 @@ def as_asked(judgement: Mapping[str, Any], row: Mapping[str, Any], *, benign_onl
     if row["background"] and row["background"] != judgement["background"]:
         return False
     seen = list(judgement["objects"])
-    if any(o["name"] == UNRECOGNISED for o in seen):
+    if UNRECOGNISED in (judgement["background"], *(o["name"] for o in seen)):
         return False
     if not benign_only:
         return len(seen) == len(asked) and _matched(asked, seen) is not None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..config import UsageError
 from ..progress import say
+from ..storage import check_writable
 from .training import fit
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     given = parser.parse_args(argv)
     try:
+        _check(given)
         for name in SAMPLES if given.what == "all" else (given.what,):
             _train(name, given)
     except UsageError as error:
@@ -44,8 +46,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _check(given: argparse.Namespace) -> None:
+    """What would otherwise come out after hours."""
+    for flag in ("samples", "scenes"):
+        if getattr(given, flag) is not None and getattr(given, flag) < 1:
+            raise UsageError(f"--{flag} {getattr(given, flag)}: expected an integer from 1 on.")
+    vae = _autoencoder(given)
+    if given.what.startswith("tiny-") and not (vae / "config.json").is_file():
+        raise UsageError(f"There is no trained autoencoder in {vae}: run `python -m safedig.tiny.train vae` first.")
+    check_writable(given.weights, "--weights")
+    check_writable(given.work, "--work")
+
+
+def _autoencoder(given: argparse.Namespace) -> Path:
+    return given.work / "autoencoder"
+
+
 def _train(name: str, given: argparse.Namespace) -> None:
-    vae = given.work / "autoencoder"
+    vae = _autoencoder(given)
     folder = vae if name == "vae" else given.weights / name
     if name == "vae":
         from .autoencoding import Autoencoding
@@ -64,8 +82,6 @@ def _train(name: str, given: argparse.Namespace) -> None:
 
 
 def _flow_matching(name: str, vae: Path, given: argparse.Namespace):
-    if not (vae / "config.json").is_file():
-        raise UsageError(f"There is no trained autoencoder in {vae}: run `python -m safedig.tiny.train vae` first.")
     from diffusers import AutoencoderKL
 
     from .flow_matching import FlowMatching

@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import PARAM_LIST, AveragedModel
 
+from ..config import UsageError
 from ..progress import track
+from ..storage import write_atomically
 
 SAVE_EVERY = 120.0  # seconds
 LOG_EVERY = 200  # steps
@@ -39,9 +41,10 @@ def fit(objective: Objective, *, name: str, samples: int, folder: Path, work: Pa
 
     An interrupted run goes on from its state in `work` (two minutes old at most) and draws the same batches as an
     undisturbed one.
+    Going on with another seed is a `UsageError`: the two halves would come from different runs.
     Returns the log, also written to `folder/training.json`: loss, samples, seconds, device.
     """
-    run = _Run(objective, samples, work / name)
+    run = _Run(objective, samples, work / name, seed)
     steps = range(run.step, -(-samples // objective.batch))
     try:
         for step in track(steps, f"train {name}", total=len(steps)):
@@ -67,8 +70,8 @@ def fit(objective: Objective, *, name: str, samples: int, folder: Path, work: Pa
 class _Run:
     """The state of a training run, on disk in safetensors and JSON."""
 
-    def __init__(self, objective: Objective, samples: int, work: Path) -> None:
-        self.objective, self.samples, self.work = objective, samples, work
+    def __init__(self, objective: Objective, samples: int, work: Path, seed: int) -> None:
+        self.objective, self.samples, self.work, self.seed = objective, samples, work, seed
         self.averaged = AveragedModel(objective.module, multi_avg_fn=_warm_average)
         self.optimizers = _optimizers(objective.module, objective.learning_rate)
         self.step, self.seconds, self.log = 0, 0.0, []
@@ -117,9 +120,8 @@ class _Run:
         save_file({k: v.detach().clone().contiguous() for k, v in tensors.items()}, part)
         part.replace(self.work / name)
         self.seconds, self.started = self._elapsed(), time.monotonic()
-        _write_json(
-            self.work / "state.json", {"tensors": name, "step": self.step, "seconds": self.seconds, "log": self.log}
-        )
+        state = {"tensors": name, "seed": self.seed, "step": self.step, "seconds": self.seconds, "log": self.log}
+        _write_json(self.work / "state.json", state)
         for old in self.work.glob("state-*"):
             if old.name != name:
                 old.unlink()
@@ -127,6 +129,11 @@ class _Run:
 
     def _load(self) -> None:
         state = json.loads((self.work / "state.json").read_text())
+        if state["seed"] != self.seed:
+            raise UsageError(
+                f"The training in '{self.work}' was begun with seed {state['seed']}, not {self.seed}: "
+                "go on with that seed, or give another --work."
+            )
         tensors = load_file(self.work / state["tensors"])
         self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
         self.objective.module.load_state_dict(_under(tensors, "module."))
@@ -170,7 +177,4 @@ def _optimizers(module: nn.Module, learning_rate: float) -> list[torch.optim.Opt
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1))
-    part.replace(path)
+    write_atomically(path, json.dumps(value, indent=1).encode())
