@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -16,13 +17,15 @@ from .verbs import VERBS, Options
 
 DEFAULT_RECIPE = "tiny-flux"
 USAGE = "safedig VERB [RECIPE] [key=value …] [--out DIR] [--prompts FILE] [--seed N] [--json] [--quick]"
-FLAGS = ("--out", "--prompts", "--seed", "--json", "--quick", "--quality", "--help", "--version")
+FLAGS = ("--out", "--prompts", "--seed", "--json", "--quick", "--quality", "--sites", "--help", "--version")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Exit code 0 is success; 2, the caller's mistake, and 130, an interruption, with one line."""
     try:
-        print(_answer(sys.argv[1:] if argv is None else list(argv)))
+        answer = _answer(sys.argv[1:] if argv is None else list(argv))
+        if os.environ.get("RANK", "0") == "0":  # under `accelerate launch` the first process speaks for all
+            print(answer)
     except UsageError as error:
         print(f"safedig: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -63,7 +66,7 @@ def _words(words: list[str]) -> tuple[str, str, list[str]]:
 
 def _options(name: str, given: argparse.Namespace) -> Options:
     """The verb's flags, checked before any work begins."""
-    flags = {flag: getattr(given, flag) for flag in ("out", "prompts", "seed", "quick", "quality")}
+    flags = {flag: getattr(given, flag) for flag in ("out", "prompts", "seed", "quick", "quality", "sites")}
     for flag, value in flags.items():
         if value not in (None, False) and flag not in VERBS[name].flags:
             takes = ", ".join(f"--{one}" for one in (*VERBS[name].flags, "json"))
@@ -88,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--prompts", type=Path)
     parser.add_argument("--seed", type=int)
-    for flag in ("--json", "--quick", "--quality", "--version"):
+    for flag in ("--json", "--quick", "--quality", "--sites", "--version"):
         parser.add_argument(flag, action="store_true")
     parser.add_argument("-h", "--help", action="store_true")
     return parser

@@ -42,12 +42,15 @@ def find_features(
     min_ratio: float = 0.65,
     min_support: float = 0.05,
     quantile: float = 0.99,
+    calibration: Activations | None = None,
 ) -> dict[Site, Features]:
     """Contrast harmful prompts with their safe twins (all benign prompts, if none has a twin), in one pass.
 
     `prompts` restricts what was recorded. A feature is harmful if its ratio exceeds `min_ratio` and its support
     `min_support`. Thresholds are set so that on a share `quantile` of the benign tokens none of a site's features is
-    above its own: record benign prompts of many kinds. Memory: O(d_sae) and a sample of the benign tokens.
+    above its own: record benign prompts of many kinds. Those of `calibration`, if given, are taken instead: wordings
+    that the SAE and the contrast have not seen tell better how high a harmless code may be. Memory: O(d_sae) and a
+    sample of the benign tokens.
     """
     activations = activations if prompts is None else activations.of(prompts)
     harmful, safe, plain = _roles(activations)
@@ -60,9 +63,23 @@ def find_features(
         for image, rows in batch.images():
             if image in harmful or image in safe:
                 tallies[batch.site].add(batch.x[rows], image in harmful)
+            if image in plain and calibration is None:
+                tallies[batch.site].benign.add(batch.x[rows])
+    if calibration is not None:
+        _add_benign(tallies, calibration)
+    return {site: tally.features(site, min_ratio, min_support, quantile) for site, tally in tallies.items()}
+
+
+def _add_benign(tallies: Mapping[Site, "_Tally"], calibration: Activations) -> None:
+    plain = benign(calibration)
+    if not plain:
+        raise UsageError("There is no benign prompt in the calibration recording: record some, or leave it out.")
+    for site in tallies:
+        calibration.at(site)
+    for batch in calibration:
+        for image, rows in batch.images() if batch.site in tallies else ():
             if image in plain:
                 tallies[batch.site].benign.add(batch.x[rows])
-    return {site: tally.features(site, min_ratio, min_support, quantile) for site, tally in tallies.items()}
 
 
 class _Tally:

@@ -4,7 +4,6 @@ Steering fails closed: a site that did not fire exactly as often as the schedule
 before the image is finished. Functions get copies of nothing and must return new tensors; see record.py for copying.
 """
 
-import inspect
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -14,13 +13,13 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from einops import rearrange
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from .config import UsageError
 from .shadow import listen
-from .sites import Port, Site, SiteError, ports, transformer
+from .sites import Site, architecture, component, ports, transformer
+from .taps import argument, tap
 
 Row = Literal["cond", "uncond"]
 
@@ -50,7 +49,10 @@ class SigmaClock:
 
 @dataclass(frozen=True)
 class Context:
-    """What a function on a site is told: where and when it runs, and what each row of the batch is."""
+    """What a function on a site is told: where and when it runs, and what each row of the batch is.
+
+    Text is encoded before the first step: there `step` is −1 and `sigma` 1.
+    """
 
     site: Site
     step: int
@@ -69,20 +71,26 @@ def attach(pipe: Any, functions: Mapping[Site, SiteFunction], *, strict: bool = 
     what it returns takes the place of `x`, None leaves the very same tensor. `strict=False` only reads: no
     `SafetyBypassError`. Compiled graphs of the whole process are dropped, for they would run without the functions.
     """
-    live = ports(pipe)
-    for site in functions:
-        if site not in live:
-            raise SiteError(f"'{site}' is no live site of {type(transformer(pipe)).__name__}: see safedig.sites.sites.")
     _refuse_step_caches(pipe)
-    watch = _Watch(pipe, {site: live[site] for site in functions}, strict)
-    guard = torch.compiler.disable if _drop_compiled_graphs(pipe) else lambda hook: hook
+    there, root = ports(pipe), transformer(pipe)
+    watch = _Watch(pipe, {site: there[site].module for site in functions if site in there}, strict)
+    encoders = [name for name in watch.components if name != "transformer"]
+    if watch.compiled:
+        _drop_compiled_graphs()
+    guard: Any = torch.compiler.disable if watch.compiled else lambda hook: hook
     with ExitStack() as stack:
         stack.enter_context(listen(pipe, "check_inputs", before=watch.start))
         stack.enter_context(listen(pipe, "encode_prompt", after=watch.encoded))
         stack.enter_context(listen(pipe.scheduler, "step", before=watch.step))
         stack.enter_context(listen(pipe, "maybe_free_model_hooks", after=watch.end))
-        for handle in _hooks(transformer(pipe), watch, functions, guard):
-            stack.callback(handle.remove)
+        for name in encoders:
+            hook = component(pipe, name).register_forward_pre_hook(guard(partial(watch.read, name)))
+            stack.callback(hook.remove)
+        stack.callback(root.register_forward_pre_hook(guard(watch.enter), with_kwargs=True).remove)
+        stack.enter_context(
+            tap(pipe, {site: partial(watch.fire, site, function) for site, function in functions.items()}, guard=guard)
+        )
+        stack.callback(root.register_forward_hook(guard(watch.leave), always_call=True).remove)
         yield
 
 
@@ -91,7 +99,8 @@ class _Watch:
     """The sentinel: follows each pipeline call from start to end and compares what fired with what was due."""
 
     pipe: Any
-    armed: dict[Site, Port]
+    armed: dict[Site, str]
+    """Each site, and the path of its module in its component."""
     strict: bool
     running: bool = False
     steps: int = 0
@@ -99,21 +108,28 @@ class _Watch:
     moment: tuple[int, float, tuple[Row, ...]] | None = None
     due: Counter[Site] = field(default_factory=Counter)
     fired: Counter[Site] = field(default_factory=Counter)
+    reads: Counter[str] = field(default_factory=Counter)
     known: list[tuple[Row, Tensor]] = field(default_factory=list)
     labels: list[tuple[Tensor, tuple[Row, ...]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.clock = SigmaClock(self.pipe.scheduler)
+        self.components = list(dict.fromkeys(["transformer", *(site.component for site in self.armed)]))
         self.modules = self._modules()
+        self.compiled = self._compiled()
 
     def start(self) -> None:
         """A pipeline call begins: forget the last one, whatever became of it."""
         self.running, self.steps = True, 0
         self.known.clear()
         self.labels.clear()
+        self.reads.clear()
         self._next_step()
         if self._modules() != self.modules:
             self._alarm("a module with an armed site was replaced after the functions were attached")
+        if self._compiled() and not self.compiled:
+            self._alarm("the model was compiled after the functions were attached")
+        _refuse_step_caches(self.pipe)
 
     def encoded(self, result: tuple[Any, ...]) -> None:
         """Keep the text embeddings, to know them again: SD3 returns (cond, uncond, …), FLUX is asked for one a call."""
@@ -125,40 +141,51 @@ class _Watch:
         if both and result[1] is not None:
             self.known.insert(0, ("uncond", result[1]))
 
+    def read(self, name: str, *_: Any) -> None:
+        """A text encoder is called: its sites are due once more."""
+        self.reads[name] += 1
+        if self.running:
+            self.due.update(site for site in self.armed if site.component == name)
+
     def enter(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The transformer is called: read the clock and the rows once, for all sites."""
         skipped = kwargs.get("skip_layers") or ()
         self.forwards += 1
-        self.due.update(site for site in self.armed if not (site.family and site.index in skipped))
-        rows = self._rows(_argument(root, "encoder_hidden_states", args, kwargs))
+        here = (site for site in self.armed if site.component == "transformer")
+        self.due.update(site for site in here if not (site.family and site.index in skipped))
+        rows = self._rows(argument(root, architecture(root).text, args, kwargs))
         self.moment = (self.clock.step, self.clock.sigma, rows)
 
     def leave(self, *_: Any) -> None:
         self.moment = None
 
     def fire(self, site: Site, function: SiteFunction, x: Tensor) -> Tensor | None:
-        """One site is passed inside the transformer; anything outside (text encoding, recomputation) is left alone."""
-        if self.moment is None:
+        """One site is passed; what no step and no prompt of this call asked for (recomputation) is left alone."""
+        moment = self.moment if site.component == "transformer" else self._reading(site.component, len(x))
+        if moment is None:
             return None
         self.fired[site] += 1
-        tokens = _to_tokens(x)
-        changed = function(tokens, Context(site, *self.moment))
-        if changed is None or changed is tokens:
+        changed = function(x, Context(site, *moment))
+        if changed is not None and changed is not x and site.family and torch.is_grad_enabled():
+            _refuse_checkpointing(component(self.pipe, site.component), site)
+        return changed
+
+    def _reading(self, name: str, count: int) -> tuple[int, float, tuple[Row, ...]] | None:
+        """Every pipeline encodes the prompts before it encodes the negative ones."""
+        if not self.running:
             return None
-        if changed.shape != tokens.shape or changed.dtype != tokens.dtype:
-            raise ValueError(
-                f"The function on {site} returned {tuple(changed.shape)} {changed.dtype}; "
-                f"expected {tuple(tokens.shape)} {tokens.dtype} as it was given."
-            )
-        return _from_tokens(changed, x)
+        rows: list[Row] = ["uncond" if self.known or self.reads[name] > 1 else "cond"]
+        return -1, 1.0, tuple(rows * count)
 
     def step(self) -> None:
         """The scheduler is about to use the model's output: everything due must have fired by now."""
         if self.forwards == 0:
             self._alarm("the model ran without calling its hooks")
         for site in self.armed:
-            if self.fired[site] != self.due[site]:
-                self._alarm(f"'{site}' fired {self.fired[site]} of {self.due[site]} times in step {self.steps}")
+            unread = self.steps == 0 and not self.due[site] and site.component != "transformer"
+            if unread or self.fired[site] != self.due[site]:
+                due = "any" if unread else self.due[site]
+                self._alarm(f"'{site}' fired {self.fired[site]} of {due} times in step {self.steps}")
         self.steps += 1
         self._next_step()
 
@@ -173,8 +200,10 @@ class _Watch:
         self.due.clear()
         self.fired.clear()
 
-    def _rows(self, embeddings: Tensor) -> tuple[Row, ...]:
+    def _rows(self, embeddings: Tensor | list[Tensor]) -> tuple[Row, ...]:
         """Label the rows of what the transformer reads by what `encode_prompt` returned; the unknown count as cond."""
+        if isinstance(embeddings, list):
+            return ("cond",) * len(embeddings)
         for seen, rows in self.labels:
             if seen is embeddings:
                 return rows
@@ -183,8 +212,11 @@ class _Watch:
         return rows
 
     def _modules(self) -> list[nn.Module]:
-        root = transformer(self.pipe)
-        return [root, *(root.get_submodule(port.module) for port in self.armed.values())]
+        armed = ((component(self.pipe, site.component), path) for site, path in self.armed.items())
+        return [transformer(self.pipe), *(model.get_submodule(path) for model, path in armed)]
+
+    def _compiled(self) -> bool:
+        return any(_may_have_graphs(self.pipe, name) for name in self.components)
 
     def _alarm(self, what: str) -> None:
         if self.strict and self.armed:
@@ -207,71 +239,27 @@ def _label(embeddings: Tensor, known: list[tuple[Row, Tensor]]) -> tuple[Row, ..
     return tuple(labels) if len(labels) == len(embeddings) else ("cond",) * len(embeddings)
 
 
-def _hooks(root: nn.Module, watch: _Watch, functions: Mapping[Site, SiteFunction], guard: Callable) -> Iterator[Any]:
-    """Register everything on the model, one handle at a time."""
-    yield root.register_forward_pre_hook(guard(watch.enter), with_kwargs=True)
-    for site, function in functions.items():
-        port, fire = watch.armed[site], partial(watch.fire, site, function)
-        module = root.get_submodule(port.module)
-        if port.argument:
-            yield module.register_forward_pre_hook(guard(partial(_on_input, port.argument, fire)), with_kwargs=True)
-        else:
-            yield module.register_forward_hook(guard(partial(_on_output, port.element, fire)))
-    yield root.register_forward_hook(guard(watch.leave), always_call=True)
+def _may_have_graphs(pipe: Any, name: str) -> bool:
+    model = component(pipe, name)
+    compiled = (hasattr(part, "_orig_mod") or vars(part).get("_compiled_call_impl") for part in model.modules())
+    return getattr(pipe, name) is not model or any(compiled)
 
 
-def _on_input(name: str, fire: Callable, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    changed = fire(_argument(module, name, args, kwargs))
-    if changed is None:
-        return None
-    if name in kwargs:
-        return args, kwargs | {name: changed}
-    position = _position(module, name)
-    return (*args[:position], changed, *args[position + 1 :]), kwargs
+def _drop_compiled_graphs() -> None:
+    """torch.compile skips hooks that a graph has not seen, by default and silently."""
+    import torch._dynamo
+
+    torch._dynamo.config.skip_nnmodule_hook_guards = False
+    torch.compiler.reset()
 
 
-def _on_output(element: int | None, fire: Callable, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-    changed = fire(output if element is None else output[element])
-    if changed is None or element is None:
-        return changed
-    if isinstance(output, tuple):
-        return (*output[:element], changed, *output[element + 1 :])
-    return type(output)(**{key: changed if at == element else value for at, (key, value) in enumerate(output.items())})
-
-
-def _argument(module: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """Blocks are called by keyword at inference and by position under gradient checkpointing."""
-    return kwargs[name] if name in kwargs else args[_position(module, name)]
-
-
-def _position(module: nn.Module, name: str) -> int:
-    return list(inspect.signature(type(module).forward).parameters).index(name) - 1  # the first one is self
-
-
-def _to_tokens(x: Shaped[Tensor, "batch *rest"]) -> Shaped[Tensor, "batch token d"]:
-    if x.ndim == 2:
-        return rearrange(x, "batch d -> batch 1 d")
-    return rearrange(x, "batch d h w -> batch (h w) d") if x.ndim == 4 else x
-
-
-def _from_tokens(tokens: Shaped[Tensor, "batch token d"], like: Shaped[Tensor, "batch *rest"]) -> Tensor:
-    if like.ndim == 2:
-        return rearrange(tokens, "batch 1 d -> batch d")
-    return rearrange(tokens, "batch (h w) d -> batch d h w", h=like.shape[2]) if like.ndim == 4 else tokens
-
-
-def _drop_compiled_graphs(pipe: Any) -> bool:
-    """torch.compile skips hooks that a graph has not seen, by default and silently; True if there may be graphs."""
-    modules = transformer(pipe).modules()
-    compiled = pipe.transformer is not transformer(pipe) or any(
-        hasattr(module, "_orig_mod") or vars(module).get("_compiled_call_impl") for module in modules
-    )
-    if compiled:
-        import torch._dynamo
-
-        torch._dynamo.config.skip_nnmodule_hook_guards = False
-        torch.compiler.reset()
-    return compiled
+def _refuse_checkpointing(model: nn.Module, site: Site) -> None:
+    """What is computed anew for the gradients passes the site again, at no step: the function is not run then."""
+    if any(getattr(part, "gradient_checkpointing", False) for part in model.modules()):
+        raise UsageError(
+            f"Gradient checkpointing computes what follows '{site}' anew without the edit, and the gradients would be "
+            f"wrong: turn it off on pipe.{site.component}, or draw under torch.no_grad()."
+        )
 
 
 def _refuse_step_caches(pipe: Any) -> None:
@@ -280,5 +268,5 @@ def _refuse_step_caches(pipe: Any) -> None:
             if _STEP_CACHES.match(name):
                 raise UsageError(
                     f"The transformer has the step cache '{name}', which replays old activations past the hooks: "
-                    "call pipe.transformer.disable_cache() first."
+                    "call pipe.transformer.disable_cache() first, or load the pipeline anew where it has none."
                 )

@@ -3,54 +3,56 @@
 import hashlib
 import inspect
 import json
-import re
-import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from . import hub, model_folders
 from .config import UsageError, build, did_you_mean
 from .sites import transformer
 
-SHIPPED = ("tiny-flux", "tiny-sd3")
-_WEIGHTS = Path(__file__).parent / "tiny" / "weights"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+Offload = Literal["model", "sequential", "group"]
+DTYPES = ("float32", "bfloat16", "float16")
 _MAX_HASHED = 2**20  # elements of one tensor; a larger one is sampled at equal distances
 
 
 def load_pipeline(
-    name_or_path: str | PathLike[str], *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+    name_or_path: str | PathLike[str],
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: str | torch.device | None = None,
+    offload: str | None = None,
 ) -> Any:
     """A diffusers pipeline from a shipped name ("tiny-flux", "tiny-sd3"), a local folder or a Hub id with a '/'.
 
-    Only safetensors are read. Whatever is missing is a `UsageError`; a name without '/' never touches the network.
+    `dtype` is float32 unless given. `device` is the CPU unless given; "auto" is the accelerator where there is one.
+    With `offload` the weights stay in the CPU's memory and come to the accelerator model by model ("model"), in groups
+    of one block ("group") or layer by layer ("sequential"). Only safetensors are read. Whatever is missing is a
+    `UsageError`; a name without '/' never touches the network.
     """
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+    from huggingface_hub.errors import EntryNotFoundError
 
-    name = str(name_or_path)
-    folder = _WEIGHTS / name if name in SHIPPED else Path(name).expanduser()
-    local = bool(name) and folder.is_dir()
-    if local:
-        _check_folder(folder)
-    elif not _HUB_ID.fullmatch(name) or isinstance(name_or_path, PathLike) or name.startswith("."):
-        raise UsageError(_no_such_model(name))
+    kind, target, name = _dtype(dtype), _device(device, offload), str(name_or_path)
+    if (folder := model_folders.on_disk(name)) is not None:
+        model_folders.check(folder)
+    elif isinstance(name_or_path, PathLike) or not model_folders.is_hub_id(name):
+        raise UsageError(model_folders.no_such_model(name))
     try:
         pipe = DiffusionPipeline.from_pretrained(
-            str(folder) if local else name,
-            dtype=dtype or torch.float32,
-            use_safetensors=True,
-            local_files_only=local,
+            str(folder or name), dtype=kind, use_safetensors=True, local_files_only=folder is not None
         )
-    except (OSError, ValueError, AttributeError) as error:
-        raise UsageError(_why_not(name, local, error)) from error
-    return pipe.to(device)
+    except (OSError, ValueError, AttributeError, ImportError, RuntimeError, EntryNotFoundError) as error:
+        why = hub.why_not(name, error) if folder is None else f"'{name}' cannot be loaded: {_first_line(error)}"
+        raise UsageError(why) from error
+    return pipe.to(target) if offload is None else _offloaded(pipe, offload, target)
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Drawing:
             except (UsageError, json.JSONDecodeError) as error:
                 raise UsageError(f"'{file}' is no drawing.json: {error}") from error
         side = pipe.default_sample_size * pipe.vae_scale_factor
-        if not _is_flux(pipe):
+        if not is_flux(pipe):
             return cls(steps=28, guidance=3.5, height=side, width=side, max_sequence_length=256)
         if pipe.transformer.config.guidance_embeds:
             return cls(steps=28, guidance=3.5, height=side, width=side, max_sequence_length=512)
@@ -115,20 +117,20 @@ def fingerprint(pipe: Any) -> str:
     config = {key: value for key, value in dict(model.config).items() if not key.startswith("_")}
     digest = hashlib.sha256(json.dumps([type(model).__name__, config], sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
-        if tensor.is_meta:
-            raise UsageError("The weights are offloaded: take the fingerprint before enabling sequential offload.")
+        tensor = _fetched(model, name) if tensor.is_meta else tensor
         sample = tensor.flatten()[:: -(-tensor.numel() // _MAX_HASHED) or 1].to(torch.bfloat16)
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(sample.view(torch.int16).cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
-def _is_flux(pipe: Any) -> bool:
+def is_flux(pipe: Any) -> bool:
+    """Whether guidance may come from a second pass (`true_cfg_scale`) beside the distilled one."""
     return "true_cfg_scale" in inspect.signature(type(pipe).__call__).parameters
 
 
 def _options(pipe: Any, drawing: Drawing) -> dict[str, Any]:
-    scale = "true_cfg_scale" if _is_flux(pipe) and drawing.true_cfg else "guidance_scale"
+    scale = "true_cfg_scale" if is_flux(pipe) and drawing.true_cfg else "guidance_scale"
     return {
         "num_inference_steps": drawing.steps,
         scale: drawing.guidance,
@@ -151,63 +153,48 @@ def _no_progress_bar(pipe: Any) -> Iterator[None]:
             pipe._progress_bar_config = before
 
 
-def _check_folder(folder: Path) -> None:
-    """Every model that model_index.json lists must be there with whole safetensors."""
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise UsageError(f"dtype='{dtype}': {did_you_mean(dtype, DTYPES)}")
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
+
+
+def _device(device: str | torch.device | None, offload: str | None) -> torch.device:
+    """Where the model runs; None is the CPU, but with `offload` the accelerator that it is meant for."""
+    from diffusers.utils.torch_utils import get_device
+
+    if offload not in (None, *get_args(Offload)):
+        raise UsageError(f"offload='{offload}': {did_you_mean(offload, get_args(Offload))}")
+    wanted = get_device() if device == "auto" or (device is None and offload is not None) else device or "cpu"
+    if str(wanted) == "cpu" and ((device is None and offload is not None) or offload == "sequential"):
+        raise UsageError(f"offload='{offload}' needs an accelerator and there is none: leave offload out.")
     try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"'{folder}' is no pipeline folder: its model_index.json cannot be read ({error}). "
-            "Give a folder written by pipe.save_pretrained."
-        ) from error
-    parts = [name for name, kind in index.items() if isinstance(kind, list) and any(kind)]
-    for part in parts:
-        if not (folder / part).is_dir():
-            raise UsageError(f"'{folder}' has no '{part}', which model_index.json lists: copy it.")
-        if (folder / part / "config.json").is_file():
-            _check_weights(folder / part)
+        return torch.empty(0, device=wanted).device
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"The device '{wanted}' cannot be used ({_first_line(error)}): give cpu, or auto.") from error
 
 
-def _check_weights(folder: Path) -> None:
-    files = set(folder.glob("*.safetensors"))
-    for index in folder.glob("*.safetensors.index.json"):
-        files |= {folder / shard for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-    if not files:
-        raise UsageError(f"'{folder}' has no *.safetensors (other formats are not read): copy the weights there.")
-    for file in sorted(files):
-        if not file.is_file():
-            raise UsageError(f"'{file}' is missing: copy it there.")
-        if file.stat().st_size != _promised_size(file):
-            raise UsageError(f"'{file}' is truncated or no safetensors file: copy it again.")
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
 
 
-def _promised_size(file: Path) -> int:
-    """The size in bytes that a safetensors header promises; −1 if there is no such header."""
-    with file.open("rb") as stream:
-        try:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length if length < 2**28 else 0))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (struct.error, ValueError, KeyError, TypeError, AttributeError):
-            return -1
-    return 8 + length + max(ends, default=0)
+def _offloaded(pipe: Any, offload: str, device: torch.device) -> Any:
+    if offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    elif offload == "sequential":
+        pipe.enable_sequential_cpu_offload(device=device)
+    else:
+        pipe.enable_group_offload(device, offload_type="block_level", num_blocks_per_group=1)
+    return pipe
 
 
-def _no_such_model(name: str) -> str:
-    if name in SHIPPED:
-        return f"The weights of '{name}' are not in this installation: expected them in '{_WEIGHTS / name}'."
-    if "/" in name or name.startswith((".", "~")):
-        return f"There is no folder '{name}': give a folder written by pipe.save_pretrained, or a Hub id."
-    return f"There is no model '{name}'. {did_you_mean(name, SHIPPED)} Or give a local folder, or a Hub id with a '/'."
+def _fetched(model: nn.Module, name: str) -> Tensor:
+    """A weight that sequential offload keeps aside, as it is in the CPU's memory."""
+    from accelerate.utils import align_module_device, has_offloaded_params
 
-
-def _why_not(name: str, local: bool, error: Exception) -> str:
-    first_line = str(error).strip().split("\n")[0]
-    if local:
-        return f"'{name}' cannot be loaded: {first_line}"
-    kinds = {cls.__name__ for cls in type(error).__mro__}
-    if "GatedRepoError" in kinds:
-        return f"'{name}' is gated: accept its terms on its Hub page, log in with `hf auth login`, and try again."
-    if "RepositoryNotFoundError" in kinds:
-        return f"There is no folder and no Hub model '{name}' (or it is private): check the name, or `hf auth login`."
-    return f"'{name}' is no local folder and could not be fetched from the Hub: {first_line}"
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    if not has_offloaded_params(module):
+        raise UsageError("The model has no weights, only shapes (it is on the meta device): load it with its weights.")
+    with align_module_device(module, torch.device("cpu")):
+        return getattr(module, leaf).detach().clone()

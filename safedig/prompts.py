@@ -20,6 +20,7 @@ WORDINGS = ("noun", "indirect")
 SPLITS = ("train", "calibrate", "report")
 CHOICES = {"kind": KINDS, "wording": WORDINGS, "split": SPLITS}
 FORMATS = (".csv", ".jsonl", ".parquet")
+LONGEST = 2**17  # characters of one cell, far above what any text encoder reads; also the limit of Python's csv
 
 
 def prompts_from_rows(rows: Iterable[Mapping[str, Any]]) -> "Dataset":
@@ -30,14 +31,15 @@ def prompts_from_rows(rows: Iterable[Mapping[str, Any]]) -> "Dataset":
     """
     from datasets import Dataset, Features, Value
 
-    checked = [_checked(row, number) for number, row in enumerate(rows, start=1)]
+    given = list(rows)
+    checked = [_checked(row, number) for number, row in enumerate(given, start=1)]
     first_use: dict[str, int] = {}
     for number, row in enumerate(checked, start=1):
-        if row["id"] in first_use:
-            raise UsageError(
-                f"Row {number}, column id: '{row['id']}' is taken by row {first_use[row['id']]}; ids must be unique."
-            )
-        first_use[row["id"]] = number
+        if (first := first_use.setdefault(row["id"], number)) == number:
+            continue
+        if given[number - 1].get("id"):
+            raise UsageError(f"Row {number}, column id: '{row['id']}' is taken by row {first}; ids must be unique.")
+        raise UsageError(f"Row {number} repeats the prompt and seed of row {first}: give it another seed, or an id.")
     types = {column: Value("int64" if column == "seed" else "string") for column in COLUMNS}
     return Dataset.from_dict({column: [row[column] for row in checked] for column in COLUMNS}, features=Features(types))
 
@@ -50,7 +52,8 @@ def load_prompts(
 ) -> "Dataset":
     """Prompts from a CSV, JSONL or Parquet file, or from rows; filters keep the given values.
 
-    `risk` keeps the harmful prompts of those domains together with their safe twins.
+    A file must hold at least one prompt; what is wrong in it is a `UsageError` that names row and column. `risk` keeps
+    the harmful prompts of those domains together with their safe twins.
     """
     rows = _read(Path(source)) if isinstance(source, str | PathLike) else source
     prompts = prompts_from_rows(rows)
@@ -108,7 +111,9 @@ def _checked(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     for column in row:
         if column not in COLUMNS:
             raise UsageError(f"Row {number}: unknown column '{column}'. {did_you_mean(str(column), COLUMNS)}")
-    given = {column: value for column, value in row.items() if value is not None and value != ""}
+    given = {column: value for column, value in row.items() if not _missing(value)}
+    for column, value in given.items():
+        _check_text(value, f"Row {number}, column {column}")
     prompt = given.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
         raise UsageError(f"Row {number}, column prompt: it is empty; give the text to draw.")
@@ -133,6 +138,22 @@ def _checked(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     if full["twin"] == full["id"]:
         raise UsageError(f"Row {number}, column twin: a prompt cannot be its own safe twin; name another row's id.")
     return {column: full[column] for column in COLUMNS}
+
+
+def _missing(value: Any) -> bool:
+    """Nothing, empty, or the NaN that tables have for nothing."""
+    return value is None or value == "" or (isinstance(value, float) and value != value)
+
+
+def _check_text(value: Any, where: str) -> None:
+    if not isinstance(value, str):
+        return
+    if len(value) > LONGEST:
+        raise UsageError(f"{where}: {len(value):,} characters; expected at most {LONGEST:,}. Is a quote not closed?")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # bytes that are no UTF-8 were read as lone surrogates
+        raise UsageError(f"{where}: character {error.start + 1} is not UTF-8; save the file as UTF-8.") from None
 
 
 def _seed(value: Any, number: int) -> int:
@@ -176,28 +197,65 @@ def _read(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise UsageError(f"There is no prompt file '{path}': give a path to a CSV, JSONL or Parquet file.")
     try:
-        if path.suffix == ".parquet":
-            from pyarrow.parquet import read_table
-
-            return read_table(path).to_pylist()
-        text = path.read_text(encoding="utf-8-sig")
+        rows = _READERS[path.suffix](path)
     except (OSError, ValueError) as error:
+        if isinstance(error, UsageError):
+            raise
         raise UsageError(f"'{path}' cannot be read as {path.suffix[1:]}: {error}") from error
-    return _read_jsonl(text) if path.suffix == ".jsonl" else _read_csv(text)
-
-
-def _read_csv(text: str) -> list[dict[str, Any]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
-    rows = list(reader)
-    for number, row in enumerate(rows, start=1):
-        if None in row:
-            raise UsageError(f"Row {number} has more cells than the header: quote the cells that contain commas.")
+    if not rows:
+        raise UsageError(f"'{path}' holds no prompts: write one a row, in a column 'prompt'.")
     return rows
 
 
-def _read_jsonl(text: str) -> list[dict[str, Any]]:
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    from pyarrow.parquet import read_table
+
+    table = read_table(path)
+    _check_header(table.column_names, path)
+    return table.to_pylist()
+
+
+def _text(path: Path) -> str:
+    """Bytes that are no UTF-8 come as lone surrogates, so that the check of their row can name them."""
+    return path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
+
+
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""), restval="")
+    rows: list[dict[str, Any]] = []
+    try:
+        if reader.fieldnames is None:
+            return rows
+        _check_header(list(reader.fieldnames), path)
+        for row in reader:
+            rows.append(row)
+            if None in row:
+                raise UsageError(
+                    f"Row {len(rows)} has more cells than the header: quote the cells that contain commas."
+                )
+    except csv.Error as error:
+        raise UsageError(
+            f"Row {len(rows) + 1} of '{path}' is no CSV ({error}): look for a quote that is not closed."
+        ) from error
+    return rows
+
+
+def _check_header(names: Sequence[str], path: Path) -> None:
+    """A column for the prompt there must be, and no column twice; an unknown one is told with its row."""
+    for name in names:
+        _check_text(name, f"The header of '{path}'")
+    if "prompt" not in names:
+        raise UsageError(
+            f"'{path}' has no column 'prompt' but {', '.join(repr(name[:40]) for name in names[:12])}: "
+            f"expected a header with some of {', '.join(COLUMNS)}, separated by commas."
+        )
+    if twice := [name for name in names if list(names).count(name) > 1]:
+        raise UsageError(f"'{path}' has the column '{twice[0]}' twice: leave one out.")
+
+
+def _read_jsonl(path: Path) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -213,3 +271,6 @@ def _read_jsonl(text: str) -> list[dict[str, Any]]:
 def _check_format(path: Path) -> None:
     if path.suffix not in FORMATS:
         raise UsageError(f"'{path}' ends in '{path.suffix}': expected a prompt file that ends in {', '.join(FORMATS)}.")
+
+
+_READERS = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}

@@ -13,10 +13,12 @@ SOURCES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for pat
 
 LAYERS = [  # from the ground up; a room may import rooms of its own row and of those above it in this list
     ("config", "progress", "shadow", "storage"),
+    ("blocks", "architectures"),
     ("sites",),
+    ("taps",),
     ("hooks",),
-    ("prompts",),
-    ("tiny", "pipelines"),
+    ("prompts", "hub", "model_folders"),
+    ("tiny", "pipelines", "skeleton"),
     ("activations",),
     ("routing",),
     ("sae",),
@@ -26,6 +28,7 @@ LAYERS = [  # from the ground up; a room may import rooms of its own row and of 
     ("evaluation",),
     ("figures",),
     ("recipes",),
+    ("plan",),
     ("verbs", "explorer"),
     ("__main__", "__init__"),
 ]
@@ -35,17 +38,20 @@ GROUND = {"evaluation/records.py", "evaluation/intervals.py"}  # these know noth
 FREE = {"torch", "einops", "jaxtyping", "safetensors", "numpy"}  # what torch brings anyway, and featherweights
 DOORS = {
     "matplotlib": ("figures.py",),
-    "transformers": ("tiny/", "pipelines.py", "evaluation/"),
+    "transformers": ("tiny/", "pipelines.py", "skeleton.py", "evaluation/"),
     "tokenizers": ("tiny/",),
-    "diffusers": ("tiny/", "pipelines.py"),
+    "diffusers": ("tiny/", "pipelines.py", "skeleton.py"),
+    "huggingface_hub": ("pipelines.py",),
     "sae_lens": ("sae/",),
     "datasets": ("prompts.py",),
-    "pyarrow": ("prompts.py",),
+    "pyarrow": ("prompts.py", "activations/"),
+    "fsspec": ("activations/address.py",),
+    "xxhash": ("activations/",),
     "scipy": ("evaluation/intervals.py",),
     "sklearn": ("features.py", "routing/"),
     "rich": ("progress.py",),
     "PIL": ("tiny/", "pipelines.py", "figures.py"),
-    "accelerate": ("activations/", "pipelines.py"),
+    "accelerate": ("activations/processes.py", "pipelines.py"),
 }
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 FORBIDDEN = {"utils", "util", "helpers", "helper", "common", "base", "core", "misc"}

@@ -78,3 +78,11 @@ def test_what_is_published_loads_again_and_has_unit_latents(objective, tmp_path,
     vae = AutoencoderKL.from_pretrained(tmp_path)
     assert vae.config.scaling_factor == 1.0 and vae.config.shift_factor == 0.0
     torch.testing.assert_close(posterior(vae, images).mean.std(dim=(0, 2, 3)), torch.ones(8), atol=1e-3, rtol=0)
+
+
+def test_everything_the_loss_needs_follows_the_autoencoder_to_its_device():
+    """Tensors on the meta device refuse company from anywhere else, as those of an accelerator do."""
+    with torch.random.fork_rng():
+        elsewhere = Autoencoding(0, bank=4)
+    elsewhere.module.to("meta")
+    assert elsewhere.loss(np.random.default_rng(0), 0.0)["loss"].device.type == "meta"

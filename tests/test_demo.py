@@ -2,15 +2,15 @@
 
 import contextlib
 import json
-from functools import partial
 
 import pytest
 
 from safedig import tiny
 from safedig.__main__ import main
 from safedig.evaluation.records import join, read_run
-from safedig.pipelines import Drawing, draw
+from safedig.pipelines import Drawing
 from safedig.prompts import prompts_from_rows, save_prompts
+from safedig.recipes import Recipe
 from safedig.verbs import demo
 
 ROWS = [
@@ -47,8 +47,8 @@ def a_judge(images, asked=None):
 @pytest.fixture
 def run_demo(monkeypatch, tmp_path, tiny_random_flux, capsys):
     monkeypatch.setattr(tiny, "judge", a_judge, raising=False)
-    monkeypatch.setattr(demo, "load_pipeline", lambda name: tiny_random_flux)
-    monkeypatch.setattr(demo, "draw", partial(draw, drawing=Drawing(2, 0.0, 32, 32, max_sequence_length=12)))
+    monkeypatch.setattr(Recipe, "pipeline", lambda recipe: tiny_random_flux)
+    monkeypatch.setattr(Recipe, "drawing_of", lambda recipe, pipe: Drawing(2, 0.0, 32, 32, max_sequence_length=12))
     save_prompts(prompts_from_rows(ROWS), tmp_path / "p.csv")
 
     def run(amount, *argv, out="out"):

@@ -78,6 +78,24 @@ def test_on_that_share_of_benign_tokens_no_feature_at_all_is_above_its_threshold
     assert above.any(1).float().mean() > 0.4 * (1 - quantile)
 
 
+def test_thresholds_come_from_the_calibration_recording_where_there_is_one():
+    """Doubled codes in unseen benign wordings double the threshold, and change no feature."""
+    given = recording()
+    doubled = [replace(batch, x=2 * batch.x) for batch in given]
+    louder = Activations(lambda sites, ids: doubled, [SITE], given.prompts, "fingerprint")
+    own, same, other = (find(min_ratio=0.45, calibration=one) for one in (None, given, louder))
+    assert own.index.tolist() == same.index.tolist() == other.index.tolist()
+    assert torch.equal(own.threshold, same.threshold)
+    shared = own.index == SHARED
+    torch.testing.assert_close(other.threshold[shared], 2 * own.threshold[shared])
+
+
+def test_a_calibration_without_benign_prompts_is_refused():
+    harmful = [row for row in rows() if row["risk"]]
+    with pytest.raises(UsageError, match="no benign prompt in the calibration recording: record some"):
+        find(calibration=recording(harmful))
+
+
 def test_without_twins_harm_is_contrasted_with_all_benign_prompts():
     found = find(recording(rows(twins=False)), min_ratio=0.6)
     assert set(found.index.tolist()) == {HARM, RARE, WEAK}  # WEAK fires on half of the benign prompts only

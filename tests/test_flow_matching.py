@@ -6,7 +6,19 @@ import torch
 from torch import nn
 
 from safedig.tiny import corpus, flow_matching
-from safedig.tiny.flow_matching import DROPPED, EVEN_AT, EVEN_FROM, FAMILIES, FOREGROUND, SENTENCES_SHARE, _random_sigma
+from safedig.tiny.flow_matching import (
+    DROPPED,
+    FAMILIES,
+    FOREGROUND,
+    NAMED_BLOCK,
+    NAMING,
+    NAMING_ENDS,
+    NAMING_FADES,
+    SEEN,
+    SENTENCES_SHARE,
+    _random_sigma,
+)
+from safedig.tiny.models import SCENE_TOKENS, WIDTH
 from safedig.tiny.training import fit
 from tests.tiny_training import untrained
 
@@ -37,6 +49,7 @@ def recorded(objective, monkeypatch):
         recorder = Recorder(answer)
         monkeypatch.setattr(type(objective.family), "velocity", lambda self, *args: recorder(*args))
         monkeypatch.setattr(flow_matching, "SENTENCES_SHARE", 0.0)
+        monkeypatch.setattr(flow_matching, "NAMING_ENDS", 0.0)  # nothing inside runs, so there is nothing to name
         return recorder
 
     return record
@@ -95,7 +108,7 @@ def test_sentences_come_with_a_share_of_the_batches_that_the_generator_alone_dec
     recorded()
     monkeypatch.setattr(objective, "batch", 2)
     monkeypatch.setattr(flow_matching, "SENTENCES_SHARE", SENTENCES_SHARE)
-    monkeypatch.setattr(objective, "_sentences", lambda rng: torch.ones(()))
+    monkeypatch.setattr(objective, "_sentences", lambda rng, device: torch.ones(()))
 
     def with_sentences():
         terms = [objective.loss(rng(seed), 0.0) for seed in range(120)]
@@ -105,15 +118,53 @@ def test_sentences_come_with_a_share_of_the_batches_that_the_generator_alone_dec
     assert first == with_sentences() and abs(np.mean(first) - SENTENCES_SHARE) < 0.12
 
 
-def test_the_loss_weighs_objects_more_until_near_the_end(objective):
-    index = np.arange(8)
-    early, middle, late = (objective._weight(index, progress) for progress in (0.0, (EVEN_FROM + EVEN_AT) / 2, EVEN_AT))
-    assert early.shape == (8, 16, 16) and set(early.unique().tolist()) == {1.0, FOREGROUND}
-    assert torch.equal(objective._weight(index, EVEN_FROM), early)
-    assert torch.equal(late, torch.ones_like(late)) and middle.max() == pytest.approx((1 + FOREGROUND) / 2)
-    for weight, scene in zip(early, objective.data.scenes, strict=False):
+def test_the_loss_weighs_objects_more_where_one_sees_them(objective):
+    """At high noise the place may still be open, and a weight that knew it would draw objects at both."""
+    scenes = objective.data.scenes[:8]
+    seen, hidden = (objective._weight(scenes, torch.full((8,), sigma)) for sigma in (SEEN - 0.01, SEEN))
+    assert seen.shape == (8, 16, 16) and set(seen.unique().tolist()) == {1.0, FOREGROUND}
+    assert torch.equal(hidden, torch.ones_like(hidden))
+    for weight, scene in zip(seen, scenes, strict=True):
         assert (weight[:, :8].max() > 1) == any(o.place == "left" for o in scene.objects)
         assert (weight[:, 9:].max() > 1) == any(o.place == "right" for o in scene.objects)
+
+
+def test_the_naming_head_reads_the_image_tokens_halfway_and_fades(objective, monkeypatch):
+    asked = []
+
+    def loss(states, scenes):
+        asked.append((states, scenes))
+        return 10 * states.square().mean().detach().sign()
+
+    monkeypatch.setattr(flow_matching, "SENTENCES_SHARE", 0.0)
+    monkeypatch.setattr(objective.parts["guess_scene"], "loss", loss)
+
+    def extra(progress):
+        terms = objective.loss(rng(), progress)
+        return float((terms["loss"] - terms["flow"]).detach())
+
+    assert extra(0.0) == pytest.approx(10 * NAMING, rel=1e-4)
+    assert extra((NAMING_FADES + NAMING_ENDS) / 2) == pytest.approx(5 * NAMING, rel=1e-4)
+    assert len(asked) == 2 and extra(NAMING_ENDS) == 0 and len(asked) == 2, "and is not asked at the end"
+    (states, scenes), _ = asked
+    assert states.shape == (objective.batch, SCENE_TOKENS, WIDTH) and len(scenes) == objective.batch
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_everything_a_loss_needs_follows_the_modules_to_their_device(family, monkeypatch):
+    """Tensors on the meta device refuse company from anywhere else, as those of an accelerator do."""
+    monkeypatch.setattr(flow_matching, "SENTENCES_SHARE", 1.0)
+    elsewhere = untrained(family)
+    elsewhere.module.to("meta")
+    assert elsewhere.loss(rng(), 0.0)["loss"].device.type == "meta"
+    with pytest.raises(RuntimeError, match="device"):
+        elsewhere.parts["guess_hidden"](torch.zeros(1, 64))
+
+
+def test_no_trace_of_the_naming_head_is_published(objective, tmp_path):
+    objective.publish(objective.module, tmp_path)
+    assert not [p for p in tmp_path.rglob("*") if "guess" in p.name]
+    assert not objective.parts["transformer"].transformer_blocks[NAMED_BLOCK]._forward_hooks
 
 
 def test_the_flow_and_the_sentences_together_reach_every_weight(objective, monkeypatch):
@@ -190,9 +241,9 @@ def test_t5_is_taught_to_guess_hidden_words_from_the_others(objective, monkeypat
     try:
         objective.parts["guess_hidden"] = Cheat()
         with torch.no_grad():
-            cheated = objective._sentences(rng(1))
+            cheated = objective._sentences(rng(1), torch.device("cpu"))
             objective.parts["guess_hidden"] = honest
-            fair = objective._sentences(rng(1))
+            fair = objective._sentences(rng(1), torch.device("cpu"))
     finally:
         objective.parts["guess_hidden"] = honest
     hidden = seen["masked"] != ids

@@ -138,3 +138,10 @@ def test_a_short_training_learns_and_publishes_what_loads(tmp_path):
     rng = np.random.default_rng((0, 10**6))
     assert objective.loss(rng, 1.0)["loss"] < 3.0
     assert load_reader(tmp_path / "judge")(torch.zeros(1, 3, 64, 64)).objects.shape == (1, 2, len(OBJECT_CLASSES))
+
+
+def test_everything_the_loss_needs_follows_the_reader_to_its_device():
+    """Tensors on the meta device refuse company from anywhere else, as those of an accelerator do."""
+    elsewhere = Judging(seed=0, bank=64)
+    elsewhere.module.to("meta")
+    assert elsewhere.loss(np.random.default_rng(0), 0.0)["loss"].device.type == "meta"

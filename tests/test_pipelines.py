@@ -133,26 +133,49 @@ def test_a_name_that_is_no_model_is_refused_without_the_network(no_hub, name, me
         load_pipeline(name)
 
 
+def test_a_device_and_a_dtype_may_be_given_by_name(folder):
+    pipe = load_pipeline(folder, dtype="bfloat16", device="auto")
+    assert pipe.transformer.dtype == torch.bfloat16 and pipe.device.type in ("cpu", "cuda", "mps", "xpu")
+
+
 @pytest.mark.parametrize(
-    ("error", "message"),
+    ("options", "message"),
     [
-        ("GatedRepoError", "'some/model' is gated: accept its terms"),
-        ("RepositoryNotFoundError", "no folder and no Hub model 'some/model'"),
-        ("OfflineModeIsEnabled", "could not be fetched from the Hub: no way"),
+        ({"dtype": "bfloat61"}, "dtype='bfloat61': Did you mean 'bfloat16'?"),
+        ({"device": "gpu"}, "The device 'gpu' cannot be used"),
+        ({"offload": "modle"}, "offload='modle': Did you mean 'model'?"),
     ],
 )
-def test_what_the_hub_refuses_is_explained(monkeypatch, error, message):
-    import huggingface_hub.errors
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+def test_a_wrong_option_is_named_before_anything_is_read(options, message):
+    with pytest.raises(UsageError, match=re.escape(message)) as caught:
+        load_pipeline("./nowhere", **options)
+    assert "\n" not in str(caught.value)
 
-    kind = getattr(huggingface_hub.errors, error)
 
-    def refuse(*args, **kwargs):
-        raise kind.__new__(kind, "no way\nand more") if error == "OfflineModeIsEnabled" else kind.__new__(kind)
+@pytest.mark.parametrize("options", [{"offload": "group"}, {"offload": "sequential", "device": "cpu"}])
+def test_offload_without_an_accelerator_says_so(folder, monkeypatch, options):
+    monkeypatch.setattr("diffusers.utils.torch_utils.get_device", lambda: "cpu")
+    with pytest.raises(UsageError, match="needs an accelerator and there is none: leave offload out"):
+        load_pipeline(folder, **options)
 
-    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", refuse)
-    with pytest.raises(UsageError, match=re.escape(message)):
-        load_pipeline("some/model")
+
+@pytest.mark.parametrize("offload", ["model", "group"])
+def test_an_offloaded_pipeline_draws_the_same_bits_and_keeps_its_fingerprint(folder, tiny_random_flux, offload):
+    pipe = load_pipeline(folder, device="cpu", offload=offload)
+    assert fingerprint(pipe) == fingerprint(tiny_random_flux)
+    assert torch.equal(images_of(pipe, ROWS[:2]), images_of(tiny_random_flux, ROWS[:2]))
+    assert fingerprint(pipe) == fingerprint(tiny_random_flux)
+
+
+def test_what_sequential_offload_keeps_aside_counts_in_the_fingerprint(tiny_random_flux):
+    from accelerate import cpu_offload
+
+    pipe = tiny_flux()
+    cpu_offload(pipe.transformer, torch.device("cpu"))
+    assert all(p.is_meta for p in pipe.transformer.parameters())
+    assert fingerprint(pipe) == fingerprint(tiny_random_flux)
+    pipe.transformer.proj_out._hf_hook.weights_map["weight"][0, 0] += 1
+    assert fingerprint(pipe) != fingerprint(tiny_random_flux)
 
 
 def test_a_folder_without_an_index_is_no_pipeline(tmp_path):
@@ -234,8 +257,8 @@ def test_large_tensors_are_sampled(monkeypatch):
     assert fingerprint(tiny_flux()) == fingerprint(tiny_flux()) != fingerprint(tiny_flux(seed=1))
 
 
-def test_offloaded_weights_have_no_fingerprint():
+def test_shapes_without_weights_have_no_fingerprint():
     pipe = tiny_flux()
     pipe.transformer.to("meta")
-    with pytest.raises(UsageError, match="before enabling sequential offload"):
+    with pytest.raises(UsageError, match="has no weights, only shapes.*load it with its weights"):
         fingerprint(pipe)

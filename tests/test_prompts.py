@@ -86,7 +86,9 @@ def test_a_lost_twin_is_an_error_not_a_shorter_list():
         ({"wording": "nouns"}, "Row 2, column wording: 'nouns'. Did you mean 'noun'?"),
         ({"objects": "[{"}, "Row 2, column objects: not JSON"),
         ({"objects": '{"name": "cup"}'}, "Row 2, column objects: expected a JSON list"),
-        ({"id": "h1"}, "Row 2, column id: 'h1' is taken by row 1"),
+        ({"id": "h1"}, "Row 2, column id: 'h1' is taken by row 1; ids must be unique."),
+        ({"prompt": "SECRET" * 2**15}, "Row 2, column prompt: 196,608 characters; expected at most 131,072."),
+        ({"background": "a\ud800"}, "Row 2, column background: character 2 is not UTF-8; save the file as UTF-8."),
         ({"twin": "x1", "id": "x1"}, "Row 2, column twin: a prompt cannot be its own safe twin"),
         ({"promt": "b"}, "Row 2: unknown column 'promt'. Did you mean 'prompt'?"),
     ],
@@ -107,6 +109,23 @@ def test_a_value_nobody_has_is_an_error_with_the_nearest():
     ("name", "text", "message"),
     [
         ("p.csv", "prompt\na, b\n", "Row 1 has more cells than the header"),
+        (
+            "p.csv",
+            "text,risk\na,\n",
+            "p.csv' has no column 'prompt' but 'text', 'risk': expected a header with some of id",
+        ),
+        ("p.csv", "prompt;risk\na;b\n", "has no column 'prompt' but 'prompt;risk': .* separated by commas"),
+        ("p.csv", "prompt,seed,prompt\na,1,b\n", "has the column 'prompt' twice: leave one out"),
+        ("p.csv", "", "p.csv' holds no prompts: write one a row, in a column 'prompt'"),
+        ("p.csv", "prompt,risk\n", "p.csv' holds no prompts"),
+        ("p.jsonl", "\n", "p.jsonl' holds no prompts"),
+        ("p.csv", "prompt,risk\na cup,\n   ,fire\n", "Row 2, column prompt: it is empty; give the text to draw"),
+        ("p.csv", "id,prompt\na,one\nb,two\na,three\n", "Row 3, column id: 'a' is taken by row 1"),
+        (
+            "p.csv",
+            "prompt,seed\na cup,1\na cup,1\n",
+            "Row 2 repeats the prompt and seed of row 1: give it another seed",
+        ),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt"\n', "Line 2 is not JSON"),
         ("p.jsonl", "[1]\n", "Line 1 is not a JSON object"),
         ("p.parquet", "PAR0", "cannot be read as parquet"),
@@ -122,3 +141,53 @@ def test_a_file_that_is_no_prompt_file_is_refused(tmp_path, name, text, message)
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UsageError, match="There is no prompt file '.*gone.csv'"):
         load_prompts(tmp_path / "gone.csv")
+
+
+TEN_MEGABYTES = 10 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        (
+            "p.csv",
+            b"prompt,background\na cup,day\na cup,caf\xe9\n",
+            "Row 2, column background: character 4 is not UTF-8",
+        ),
+        ("p.jsonl", b'{"prompt": "a cup"}\n{"prompt": "caf\xe9"}\n', "Row 2, column prompt: character 4 is not UTF-8"),
+        ("p.csv", b"prompt,caf\xe9\na cup,1\n", "The header of '.*p.csv': character 4 is not UTF-8"),
+        ("p.csv", "prompt\na cup\n".encode("utf-16"), "The header of '.*p.csv': character 1 is not UTF-8"),
+        (
+            "p.csv",
+            b"prompt\na cup\n" + b"x" * TEN_MEGABYTES,
+            "Row 2 of '.*p.csv' is no CSV .field larger than field limit",
+        ),
+        ("p.csv", b'prompt,risk\n"a cup,\n' + b"a hat,\n" * 2**18, "Row 1 of .* look for a quote that is not closed"),
+        ("p.jsonl", b'{"prompt": "' + b"x" * TEN_MEGABYTES + b'"}', "Row 1, column prompt: 10,485,760 characters"),
+    ],
+)
+def test_bytes_that_are_no_text_and_endless_lines_are_one_short_line(tmp_path, name, data, message):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UsageError, match=message) as caught:
+        load_prompts(tmp_path / name)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+    str(caught.value).encode()
+
+
+def test_a_parquet_file_without_prompts_names_its_columns(tmp_path):
+    from pyarrow import table
+    from pyarrow.parquet import write_table
+
+    write_table(table({"text": ["a cup"]}), tmp_path / "p.parquet")
+    with pytest.raises(UsageError, match="has no column 'prompt' but 'text'"):
+        load_prompts(tmp_path / "p.parquet")
+
+
+def test_what_a_table_has_for_nothing_counts_as_left_out():
+    (row,) = prompts_from_rows([{"prompt": "a cup", "risk": float("nan"), "seed": float("nan"), "twin": None}])
+    assert (row["risk"], row["kind"], row["seed"], row["twin"]) == ("", "benign", 0, "")
+
+
+def test_the_same_prompt_may_come_twice_with_another_seed_or_its_own_id():
+    rows = [{"prompt": "a cup"}, {"prompt": "a cup", "seed": 1}, {"prompt": "a cup", "id": "again"}]
+    assert len(prompts_from_rows(rows)) == 3

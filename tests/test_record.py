@@ -3,7 +3,10 @@
 import pytest
 import torch
 
+from safedig.activations import record as recording
+from safedig.activations.plan import Plan
 from safedig.activations.record import record
+from safedig.activations.schedule import schedule
 from safedig.config import UsageError
 from safedig.hooks import attach
 from safedig.pipelines import Drawing, draw, fingerprint
@@ -138,15 +141,22 @@ def test_the_mean_over_tokens(pipe, prompts):
         assert set(pooled.token.tolist()) == {-1} and len(pooled.images()) == len(whole.images())
 
 
-def test_a_quota_keeps_the_same_tokens_in_every_image(pipe, prompts):
-    quota = list(recorded(pipe, prompts, tokens=5).at(IMG))
-    for whole, part in zip(recorded(pipe, prompts).at(IMG), quota, strict=True):
-        for (_, rows), (_, few) in zip(whole.images(), part.images(), strict=True):
+def test_a_quota_is_drawn_for_each_image_and_step_alike_in_twins_and_at_all_sites(pipe, prompts):
+    sites = [IMG, Site.parse("transformer_blocks.0.img.resid_post")]
+    quota = list(recorded(pipe, prompts, sites, tokens=5))
+    tokens = {}
+    for whole, part in zip(recorded(pipe, prompts, sites), quota, strict=True):
+        for (image, rows), (_, few) in zip(whole.images(), part.images(), strict=True):
             kept = part.token[few]
-            assert len(kept) == 5 and torch.equal(part.x[few], whole.x[rows][kept])
-            assert torch.equal(kept, part.token[:5])
-    assert not torch.equal(quota[0].token, quota[1].token)
-    assert recorded(pipe, prompts, tokens=5).at(POOLED).in_memory() is not None
+            assert len(set(kept.tolist())) == 5 and torch.equal(part.x[few], whole.x[rows][kept])
+            tokens[image, part.step, part.site] = kept.tolist()
+    for (image, step, _), kept in tokens.items():
+        assert all(kept == tokens[image, step, site] for site in sites)
+    at = {(image, step): kept for (image, step, _), kept in tokens.items()}
+    assert at[("gun", 3), 0] == at[("cup", 3), 0] and at[("axe", 5), 1] == at[("cup", 5), 1]
+    assert len({tuple(kept) for kept in at.values()}) == 3 * DRAWING.steps, "control: other seeds and steps differ"
+    assert same(recorded(pipe, prompts, tokens=5), recorded(pipe, prompts, tokens=5))
+    assert len(next(iter(recorded(pipe, prompts, tokens=500).at(IMG))).x) == 2 * 64
 
 
 def test_pooled_vectors_have_no_token(pipe, prompts):
@@ -156,13 +166,131 @@ def test_pooled_vectors_have_no_token(pipe, prompts):
 
 def test_recorded_tensors_are_copies_and_nothing_stays_hooked(pipe, prompts):
     activations = recorded(pipe, prompts)
-    iterator = iter(activations)
+    iterator = iter(activations.at(IMG))
     batch = next(iterator)
     assert batch.x.untyped_storage().nbytes() == batch.x.numel() * batch.x.element_size()
     assert not transformer(pipe)._forward_hooks and "step" not in vars(pipe.scheduler)
     plain = [images for _, images in draw(pipe, ROWS[:2], drawing=DRAWING)]
     list(iterator)
     assert torch.equal(plain[0], next(images for _, images in draw(pipe, ROWS[:2], drawing=DRAWING)))
+
+
+def test_a_step_leaves_the_device_in_one_piece(pipe, prompts):
+    """All that its sites have shown in a step shares one block of memory, and steps share none."""
+    pieces = {}
+    for batch in list(recorded(pipe, prompts))[: 3 * DRAWING.steps]:
+        pieces.setdefault(batch.step, set()).add(batch.x.untyped_storage().data_ptr())
+    assert len(pieces) == DRAWING.steps and all(len(piece) == 1 for piece in pieces.values())
+    assert len(set.union(*pieces.values())) == DRAWING.steps
+
+
+def test_recorded_images_are_bit_identical_to_unrecorded_ones(pipe, prompts, monkeypatch):
+    drawn = []
+
+    def keeping(*args, **options):
+        for rows, images in draw(*args, **options):
+            drawn.append(images)
+            yield rows, images
+
+    monkeypatch.setattr(recording, "draw", keeping)
+    activations = recorded(pipe, prompts, rows="all", tokens=3)
+    list(activations)
+    plain = draw(pipe, activations.prompts, drawing=DRAWING, batch_size=2, output_type="latent")
+    for one, (_, other) in zip(drawn, plain, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("rows", ["cond", "all"])
+def test_a_chosen_sigma_has_the_rows_of_the_whole_schedule(pipe, prompts, rows):
+    levels = schedule(pipe, DRAWING)
+    whole = list(recorded(pipe, prompts, rows=rows))
+    assert levels == sorted({batch.sigma for batch in whole}, reverse=True) and levels[0] == 1.0
+    for step, sigma in enumerate(levels):
+        part = list(recorded(pipe, prompts, rows=rows, sigmas=[round(sigma, 3)]))
+        assert part and same(part, [batch for batch in whole if batch.step == step])
+    assert same(recorded(pipe, prompts, rows=rows, sigmas=reversed(levels)), whole)
+
+
+def test_nothing_is_denoised_beyond_the_last_sigma_and_the_pipeline_draws_on_as_before(pipe, prompts):
+    plain = next(images for _, images in draw(pipe, ROWS[:1], drawing=DRAWING))
+    passes = []
+    handle = transformer(pipe).register_forward_pre_hook(lambda *_: passes.append(1))
+    try:
+        schedule(pipe, DRAWING)
+        assert not passes, "asking for the schedule runs no transformer"
+        list(recorded(pipe, prompts, sigmas=[1.0]))
+        first = len(passes)
+        list(recorded(pipe, prompts))
+        assert len(passes) == first + DRAWING.steps * first
+    finally:
+        handle.remove()
+    assert not pipe.interrupt and torch.equal(
+        plain, next(images for _, images in draw(pipe, ROWS[:1], drawing=DRAWING))
+    )
+
+
+def test_an_unknown_sigma_is_an_error_that_names_those_that_exist(pipe, prompts):
+    second = f"{schedule(pipe, DRAWING)[1]:.3f}"
+    with pytest.raises(
+        UsageError, match=rf"σ = 0\.123 is not on the schedule of 2 steps: choose from 1\.000, {second}\."
+    ):
+        recorded(pipe, prompts, sigmas=[1.0, 0.123])
+    with pytest.raises(UsageError, match=r"σ = nan is not on the schedule"):
+        recorded(pipe, prompts, sigmas=[float("nan")])
+    with pytest.raises(UsageError, match="sigmas is empty"):
+        recorded(pipe, prompts, sigmas=[])
+
+
+def by_image(activations, site):
+    return {(image, batch.step): batch.x[rows] for batch in activations.at(site) for image, rows in batch.images()}
+
+
+def test_paired_twins_pass_on_the_latents_of_their_prompt(pipe, prompts):
+    """What enters the blocks from the image is then the same in both, in every step; prompts alone are not touched."""
+    embedded = Site.parse("img.embed")
+    free = by_image(recorded(pipe, prompts, embedded), embedded)
+    paired = by_image(recorded(pipe, prompts, [embedded, IMG], paired=True), embedded)
+    assert free.keys() == paired.keys()
+    for step in range(DRAWING.steps):
+        for harmful, safe in ((("gun", 3), ("cup", 3)), (("axe", 5), ("cup", 5))):
+            assert torch.equal(paired[harmful, step], paired[safe, step])
+            assert torch.equal(free[harmful, step], free[safe, step]) == (step == 0), "control: free twins drift apart"
+    at = by_image(recorded(pipe, prompts, IMG, paired=True), IMG)
+    assert not torch.equal(at[("gun", 3), 1], at[("cup", 3), 1]), "the prompt still tells them apart"
+
+
+def test_the_prompts_of_pairs_are_drawn_as_without_their_twins(pipe, prompts):
+    drawing = {"drawing": DRAWING, "batch_size": 2}
+    alone = record(pipe, [{**ROWS[0], "twin": ""}, {"id": "x", "prompt": "a cup", "seed": 3}], IMG, **drawing)
+    paired = record(pipe, [ROWS[0], ROWS[2]], IMG, paired=True, **drawing)
+    assert torch.equal(by_image(alone, IMG)[("gun", 3), 1], by_image(paired, IMG)[("gun", 3), 1])
+
+
+def test_pairs_are_never_parted_and_a_full_batch_is_never_exceeded(pipe):
+    rows = [row for n in range(5) for row in (
+        {"id": f"h{n}", "prompt": "a gun", "seed": n, "twin": f"s{n}"}, {"id": f"s{n}", "prompt": "a cup", "seed": 0},
+        {"id": f"b{n}", "prompt": "a hat", "seed": n})]  # fmt: skip
+    for size in (2, 3, 4, 7):
+        parts = Plan.of(rows, size, paired=True).parts
+        assert all(len(part.images) <= size for part in parts)
+        pairs = [(part.images[a]["id"], part.images[b]["id"]) for part in parts for a, b in part.followers]
+        assert pairs == [(f"h{n}", f"s{n}") for n in range(5)]
+        assert all(part.images[a]["seed"] == part.images[b]["seed"] for part in parts for a, b in part.followers)
+        images = [(image["id"], image["seed"]) for part in parts for image in part.images]
+        assert images == [(image["id"], image["seed"]) for image in Plan.of(rows, size).images]
+
+
+def test_a_pair_that_cannot_be_drawn_is_refused(pipe):
+    both = [
+        {"id": "a", "prompt": "a gun", "seed": 1, "twin": "s"},
+        {"id": "b", "prompt": "an axe", "seed": 1, "twin": "s"},
+    ]
+    safe = {"id": "s", "prompt": "a cup", "seed": 0}
+    assert len(Plan.of([*both, safe], 4).images) == 3, "control: free twins may share one image"
+    with pytest.raises(UsageError, match="'s' with seed 1 cannot be the image of two pairs.*different seeds"):
+        recorded(pipe, [*both, safe], paired=True)
+    with pytest.raises(UsageError, match="batch_size=1: expected at least 2"):
+        record(pipe, [both[0], safe], IMG, paired=True, batch_size=1, drawing=DRAWING)
 
 
 def test_a_recording_is_not_disturbed_by_an_edit_that_is_in_force(pipe, prompts):
@@ -189,3 +317,15 @@ def test_what_was_not_recorded_is_named(pipe, prompts):
         recorded(pipe, [])
     with pytest.raises(UsageError, match="Row 1 has no id"):
         recorded(pipe, [{"prompt": "a cup", "seed": 1}])
+    with pytest.raises(UsageError, match="Row 2, column id: 'a' is taken by another prompt in row 1"):
+        recorded(pipe, [{"id": "a", "prompt": "a cup", "seed": 1}, {"id": "a", "prompt": "a hat", "seed": 1}])
+    for tokens in (0, -3):
+        with pytest.raises(UsageError, match=f"tokens={tokens}: expected at least 1"):
+            recorded(pipe, ROWS, tokens=tokens)
+
+
+def test_one_prompt_may_be_drawn_from_several_seeds(pipe):
+    rows = [{"id": "a", "prompt": "a cup", "seed": seed} for seed in (1, 2, 1)]
+    assert [image for batch in recorded(pipe, rows, POOLED) if batch.step == 0 for image, _ in batch.images()] == [
+        ("a", 1), ("a", 2),
+    ]  # fmt: skip

@@ -1,14 +1,14 @@
 """`safedig show` says what a model is; with --quality it draws fresh prompts of every kind and times a batch."""
 
 import json
-from functools import partial
 
 import pytest
 
 from safedig import tiny
 from safedig.__main__ import main
-from safedig.pipelines import Drawing, draw
+from safedig.pipelines import Drawing
 from safedig.prompts import KINDS, prompts_from_rows, save_prompts
+from safedig.recipes import Recipe
 from safedig.verbs import show
 
 CUP = {"name": "cup", "colour": "red", "place": "left"}
@@ -25,8 +25,8 @@ def shown(monkeypatch, tiny_random_flux, capsys):
     """Runs `safedig show` on random weights and a judge that always sees the same; gives what it prints."""
     drawing = Drawing(1, 0.0, 32, 32, max_sequence_length=12)
     monkeypatch.setattr(tiny, "judge", a_judge, raising=False)
-    monkeypatch.setattr(show, "load_pipeline", lambda name: tiny_random_flux)
-    monkeypatch.setattr(show, "draw", partial(draw, drawing=drawing))
+    monkeypatch.setattr(Recipe, "pipeline", lambda recipe: tiny_random_flux)
+    monkeypatch.setattr(Recipe, "drawing_of", lambda recipe, pipe: drawing)
     for name, value in (("PER_KIND", 3), ("QUICK", 2), ("RENDERS", 8), ("MATMUL", 64)):
         monkeypatch.setattr(show, name, value)
 

@@ -56,7 +56,7 @@ def made_of(pipe, rules):
 @pytest.mark.parametrize("closed", [{"gate": NEVER}, {"sigmas": (2.0, 3.0)}, {"strength": 0.0}])
 def test_a_closed_gate_changes_no_bit(pipe, closed):
     plain = draw_images(pipe, ["a gun", "a cup"])
-    for where in (EVERYWHERE, sites(pipe)):
+    for where in (EVERYWHERE, sites(pipe, editable=True)):
         with steering(pipe, where, **closed).apply(pipe):
             assert torch.equal(draw_images(pipe, ["a gun", "a cup"]), plain)
 
@@ -64,7 +64,7 @@ def test_a_closed_gate_changes_no_bit(pipe, closed):
 def test_an_open_gate_changes_the_image(pipe):
     """The control: the same rules, the same sites, and the check above would fail."""
     plain = draw_images(pipe, ["a gun", "a cup"])
-    for site in sites(pipe):
+    for site in sites(pipe, editable=True):
         with steering(pipe, [site]).apply(pipe):
             steered = draw_images(pipe, ["a gun", "a cup"])
         assert not torch.equal(steered[0], plain[0]) and not torch.equal(steered[1], plain[1]), site

@@ -99,6 +99,13 @@ def test_no_samples_are_refused(folders, flag, capsys):
     assert capsys.readouterr().err == f"safedig.tiny.train: {flag} 0: expected an integer from 1 on.\n"
 
 
+def test_a_device_that_is_not_there_is_said_before_the_training(folders, capsys, monkeypatch):
+    monkeypatch.setattr(train, "_train", lambda name, given: pytest.fail("it trained"))
+    assert main(["vae", *folders, "--device", "abacus"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("safedig.tiny.train: --device abacus cannot be used here (") and err.count("\n") == 1
+
+
 @pytest.mark.parametrize("flag", ["--weights", "--work"])
 def test_a_folder_that_cannot_be_written_is_said_before_the_training(folders, flag, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "_train", lambda name, given: pytest.fail("it trained"))

@@ -166,6 +166,21 @@ def test_saving_often_changes_no_bit(trained, tmp_path, monkeypatch):
 # ---- log and budget
 
 
+def test_a_term_that_ends_within_a_stretch_of_the_log_is_averaged_over_what_there_was(trained, monkeypatch):
+    loss = Regression.loss
+    monkeypatch.setattr(
+        Regression, "loss", lambda self, rng, progress: loss(self, rng, progress) | _until_half(progress)
+    )
+    _, log = trained("run", samples=80)  # 20 steps, a line of the log for every 5 of them
+    assert [line.get("early") for line in log["log"]] == [1.0, 1.0, None, None]
+    _, log = trained("other", samples=60)  # 15 steps: the term ends after 2 of the 5 of the second line
+    assert [line.get("early") for line in log["log"]] == [1.0, 1.0, None]
+
+
+def _until_half(progress):
+    return {"early": torch.tensor(1.0)} if progress < 0.5 else {}
+
+
 @pytest.mark.parametrize(("samples", "steps"), [(100, 25), (101, 26), (3, 1), (4, 1)])
 def test_it_draws_as_many_samples_as_asked_rounded_up_to_a_batch(trained, samples, steps):
     objective, log = trained("run", samples=samples)

@@ -1,98 +1,33 @@
 """Draw prompts and yield what passes the sites, as a stream that can be run again. One pass feeds every site."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from os import PathLike
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from einops import rearrange, reduce
-from jaxtyping import Float, Int
+from einops import rearrange, reduce, repeat
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from ..config import UsageError
-from ..hooks import Context, Row, attach
+from ..hooks import Context, SigmaClock, attach
 from ..pipelines import Drawing, draw, fingerprint
 from ..progress import track
-from ..sites import Site, resolve
+from ..shadow import listen
+from ..sites import Site, resolve, transformer
+from .filling import fill
+from .plan import Part, Plan
+from .schedule import steps_at
+from .stream import Activations, Batch, Image, Prompts
 
+__all__ = ["Activations", "Batch", "Image", "Prompts", "Rows", "Tokens", "record"]
+
+Rows = Literal["cond", "uncond", "all"]
 Tokens = Literal["all", "pooled"] | int
-Prompts = Iterable[Any]
-"""Rows of the prompt columns: a `datasets` Dataset, or mappings."""
-Image = tuple[str, int]
-"""Prompt id and seed."""
-Stream = Callable[[list[Site], set[str]], Iterable["Batch"]]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What passed one site in one step; a row is one token of one image, an image's rows are adjacent."""
-
-    site: Site
-    step: int
-    sigma: float
-    prompt_ids: list[str]
-    seeds: list[int]
-    row: tuple[Row, ...]
-    token: Int[Tensor, " rows"]
-    """−1 for a vector that stands for the whole image."""
-    x: Float[Tensor, "rows d_in"]
-
-    def images(self, row: Row = "cond") -> list[tuple[Image, slice]]:
-        """Each image, in its conditional or unconditional row, and its rows here."""
-        keys = list(zip(self.prompt_ids, self.seeds, self.row, strict=True))
-        starts = [at for at in range(len(keys)) if at == 0 or keys[at] != keys[at - 1]]
-        spans = zip(starts, [*starts[1:], len(keys)], strict=True)
-        return [(keys[start][:2], slice(start, stop)) for start, stop in spans if keys[start][2] == row]
-
-    def of(self, prompt_ids: set[str]) -> "Batch | None":
-        """The rows of these prompts, or None if there are none."""
-        keep = [at for at, name in enumerate(self.prompt_ids) if name in prompt_ids]
-        if len(keep) in (0, len(self.prompt_ids)):
-            return self if keep else None
-        return replace(
-            self,
-            prompt_ids=[self.prompt_ids[at] for at in keep],
-            seeds=[self.seeds[at] for at in keep],
-            row=tuple(self.row[at] for at in keep),
-            token=self.token[keep],
-            x=self.x[keep],
-        )
-
-
-class Activations:
-    """A stream of batches that starts anew at every `for`; `prompts` are the rows that it draws, in its order."""
-
-    def __init__(self, stream: "Stream", sites: list[Site], prompts: list[dict[str, Any]], model: str):
-        self._stream = stream
-        self.sites = sites
-        self.prompts = prompts
-        self.model = model
-        """Fingerprint of the pipeline that was recorded."""
-
-    def __iter__(self) -> Iterator[Batch]:
-        ids = {row["id"] for row in self.prompts}
-        for batch in self._stream(self.sites, ids):
-            if batch.site in self.sites and (part := batch.of(ids)) is not None:
-                yield part
-
-    def at(self, site: Site) -> "Activations":
-        """The same stream at one of its sites."""
-        if site not in self.sites:
-            raise UsageError(f"'{site}' was not recorded: there are {', '.join(map(str, self.sites))}.")
-        return Activations(self._stream, [site], self.prompts, self.model)
-
-    def of(self, prompts: Prompts) -> "Activations":
-        """The same stream for the prompts with these ids."""
-        ids = {row["id"] for row in prompts}
-        kept = [row for row in self.prompts if row["id"] in ids]
-        if not kept:
-            raise UsageError(f"None of the {len(ids)} prompts was recorded: record them first.")
-        return Activations(self._stream, self.sites, kept, self.model)
-
-    def in_memory(self) -> "Activations":
-        """Run once and keep everything, so that later passes cost nothing; bytes = rows · d_in · 4 in float32."""
-        kept = list(self)
-        return Activations(lambda sites, ids: kept, self.sites, self.prompts, self.model)
 
 
 def record(
@@ -100,19 +35,33 @@ def record(
     prompts: Prompts,
     sites: str | Site | Iterable[str | Site],
     *,
-    rows: Literal["cond", "uncond", "all"] = "cond",
+    rows: Rows = "cond",
     tokens: Tokens = "all",
+    sigmas: Iterable[float] | None = None,
+    paired: bool = False,
+    store: str | PathLike[str] | None = None,
     drawing: Drawing | None = None,
     batch_size: int = 16,
 ) -> Activations:
     """What passes `sites` (patterns are understood) while the prompts are drawn; nothing runs before it is iterated.
 
-    A prompt's safe twin is drawn right after it and from the same seed. `tokens` keeps all tokens of an image, their
-    mean ("pooled"), or that many, chosen at random for each step, the same ones in every image.
+    A prompt's safe twin is drawn right after it and from the same seed; if `paired`, on the prompt's own latents in
+    every step, so that both are recorded at the same x_σ. `tokens` keeps all tokens of an image, their mean
+    ("pooled"), or that many, chosen at random by the image's seed and the step: the same in a prompt and its twin,
+    and at all sites with as many tokens. `sigmas` are of the real schedule; without it every step is recorded.
+
+    With `store`, a folder or any fsspec address, what is missing there is drawn and written at once, and the stream
+    reads it from there; the same call finds it again, and continues or repairs it.
     """
-    chosen, plan = resolve(pipe, sites), _plan(prompts)
-    run = _Run(pipe, plan, rows, tokens, drawing or Drawing.of(pipe), batch_size)
-    return Activations(run, chosen, plan, fingerprint(pipe))
+    if isinstance(tokens, int) and tokens < 1:
+        raise UsageError(f"tokens={tokens}: expected at least 1, 'all' or 'pooled'.")
+    chosen, plan, drawing = resolve(pipe, sites), Plan.of(prompts, batch_size, paired), drawing or Drawing.of(pipe)
+    steps = None if sigmas is None else steps_at(pipe, drawing, sigmas)
+    run = _Run(pipe, plan, rows, tokens, steps, drawing)
+    if store is None:
+        return Activations(run, chosen, plan.images, fingerprint(pipe))
+    _refuse_edits(pipe)
+    return fill(store, run.facts(chosen, batch_size, paired), plan, lambda part: run.draw(part, chosen))
 
 
 @dataclass(frozen=True)
@@ -120,78 +69,158 @@ class _Run:
     """Draws its prompts at every iteration, one batch at a time; the pipeline is hooked only while it draws."""
 
     pipe: Any
-    plan: list[dict[str, Any]]
-    rows: Literal["cond", "uncond", "all"]
+    plan: Plan
+    rows: Rows
     tokens: Tokens
+    steps: tuple[int, ...] | None
     drawing: Drawing
-    batch_size: int
 
     def __call__(self, sites: list[Site], ids: set[str]) -> Iterator[Batch]:
         """Draw for these prompts; the batches are always cut alike, so that what else is wanted changes no bit."""
-        cuts = [self.plan[start : start + self.batch_size] for start in range(0, len(self.plan), self.batch_size)]
-        for images in track([cut for cut in cuts if any(row["id"] in ids for row in cut)], "Recording activations"):
-            yield from self._draw(images, sites)
+        wanted = [part for part in self.plan.parts if any(row["id"] in ids for row in part.images)]
+        for part in track(wanted, "Recording activations"):
+            yield from self.draw(part, sites)
 
-    def _draw(self, images: list[dict[str, Any]], sites: list[Site]) -> list[Batch]:
-        taken: list[Batch] = []
+    def draw(self, part: Part, sites: list[Site]) -> list[Batch]:
+        taking = _Taking(self, part, SigmaClock(self.pipe.scheduler))
+        with ExitStack() as stack:
+            stack.enter_context(attach(self.pipe, dict.fromkeys(sites, taking.take)))
+            stack.enter_context(
+                listen(self.pipe.scheduler, "step", before=taking.land, after=taking.step)  # the sentinel comes first
+            )
+            options = {"drawing": self.drawing, "batch_size": len(part.images)}
+            list(draw(self.pipe, part.images, **options, output_type="latent"))
+        self.pipe._interrupt = False
+        return taking.finished()
 
-        def take(x: Float[Tensor, "batch token d"], context: Context) -> None:
-            if (batch := self._batch(images, x, context)) is not None:
-                taken.append(batch)
+    def facts(self, sites: list[Site], batch_size: int, paired: bool) -> dict[str, Any]:
+        """All that decides which rows come out: a store is known by these."""
+        model: Any = transformer(self.pipe)
+        scheduler = {key: value for key, value in dict(self.pipe.scheduler.config).items() if not key.startswith("_")}
+        return {
+            "model": fingerprint(self.pipe),
+            "pipeline": type(self.pipe).__name__,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "scheduler": {"class": type(self.pipe.scheduler).__name__} | scheduler,
+            "drawing": asdict(self.drawing),
+            "sites": [str(site) for site in sites],
+            "steps": "all" if self.steps is None else list(self.steps),
+            "rows": self.rows,
+            "tokens": self.tokens,
+            "paired": paired,
+            "batch_size": batch_size,
+            "batches": len(self.plan.parts),
+            "images": self.plan.sha,
+        }
 
-        with attach(self.pipe, dict.fromkeys(sites, take)):
-            for _ in draw(self.pipe, images, drawing=self.drawing, batch_size=self.batch_size, output_type="latent"):
-                pass
-        return taken
 
-    def _batch(self, images: list[dict[str, Any]], x: Float[Tensor, "batch token d"], context: Context) -> Batch | None:
-        keep = [at for at, row in enumerate(context.rows) if self.rows in ("all", row)]
-        if not keep:
-            return None
-        drawn = [images[context.rows[:at].count(context.rows[at])] for at in keep]
-        token = self._token(x.shape[1], context)
-        part = x[keep]  # indexing by a list copies: the model's own tensor is not kept alive
-        if self.tokens == "pooled":
-            part = reduce(part, "image token d -> image 1 d", "mean")
-        elif isinstance(self.tokens, int) and token[0] >= 0:
-            part = part[:, token]
+@dataclass
+class _Taking:
+    """Takes the chosen rows of one batch of images as they pass, and lands them in host memory step by step."""
+
+    run: _Run
+    part: Part
+    clock: SigmaClock
+    now: int = 0
+    passing: list[Batch] = field(default_factory=list)
+    landed: list[Batch] = field(default_factory=list)
+
+    def take(self, x: Float[Tensor, "batch token d"], context: Context) -> None:
+        """Copy what is wanted of one site's tensor, on its device; the tensor itself is not kept alive."""
+        keep = [at for at, row in enumerate(context.rows) if self.run.rows in ("all", row)]
+        text = context.step < 0  # encoded before the first step, at no σ: kept whichever are chosen
+        if not keep or not (text or self.run.steps is None or context.step in self.run.steps):
+            return
+        images = [self.part.images[context.rows[:at].count(context.rows[at])] for at in keep]
+        part, token = self._picked(_rows(x, keep), [row["seed"] for row in images], context)
         count = part.shape[1]
-        return Batch(
-            site=context.site,
-            step=context.step,
-            sigma=context.sigma,
-            prompt_ids=[row["id"] for row in drawn for _ in range(count)],
-            seeds=[row["seed"] for row in drawn for _ in range(count)],
-            row=tuple(context.rows[at] for at in keep for _ in range(count)),
-            token=token.repeat(len(keep)),
-            x=rearrange(part, "image token d -> (image token) d"),
+        self.passing.append(
+            Batch(
+                site=context.site,
+                step=context.step,
+                sigma=context.sigma,
+                prompt_ids=[row["id"] for row in images for _ in range(count)],
+                seeds=[row["seed"] for row in images for _ in range(count)],
+                row=tuple(context.rows[at] for at in keep for _ in range(count)),
+                token=rearrange(token, "image token -> (image token)"),
+                x=rearrange(part, "image token d -> (image token) d"),
+            )
         )
 
-    def _token(self, count: int, context: Context) -> Int[Tensor, " token"]:
-        if self.tokens == "pooled" or context.site.stream in ("pooled", "temb"):
-            return torch.tensor([-1])
-        if self.tokens == "all" or self.tokens >= count:
-            return torch.arange(count)
-        generator = torch.Generator().manual_seed(context.step)
-        return torch.randperm(count, generator=generator)[: self.tokens].sort().values
+    def land(self) -> None:
+        """The scheduler is about to step: all that the step has shown leaves the device in one piece."""
+        self.now = self.clock.step
+        self.landed += _on_host(self.passing)
+        self.passing = []
+
+    def step(self, result: Any) -> None:
+        """Put the followers on the latents of those they follow; stop once nothing more is wanted."""
+        for leader, follower in self.part.followers:
+            result[0][follower].copy_(result[0][leader])
+        if self.run.steps is not None and self.now >= self.run.steps[-1]:
+            self.run.pipe._interrupt = True  # the pipelines' own switch: the remaining steps are passed over
+
+    def finished(self) -> list[Batch]:
+        if any(batch.x.is_pinned() for batch in self.landed):
+            torch.cuda.synchronize()  # the copies were left to run beside the denoising
+            return [replace(batch, x=batch.x.clone()) for batch in self.landed]  # pinned memory is scarce: give it back
+        return self.landed
+
+    def _picked(
+        self, x: Float[Tensor, "image token d"], seeds: list[int], context: Context
+    ) -> tuple[Float[Tensor, "image kept d"], Int[Tensor, "image kept"]]:
+        images, count, _ = x.shape
+        wanted = self.run.tokens
+        if wanted == "pooled" or context.site.stream in ("pooled", "temb"):
+            return reduce(x, "image token d -> image 1 d", "mean"), torch.full((images, 1), -1)
+        if wanted == "all" or wanted >= count:
+            return x.clone(), repeat(torch.arange(count), "token -> image token", image=images)
+        token, there = _quota(tuple(seeds), context.step, count, wanted, x.device)
+        return x[torch.arange(images, device=x.device)[:, None], there], token
 
 
-def _plan(prompts: Prompts) -> list[dict[str, Any]]:
-    """Every row once, a safe twin right after the prompt it belongs to and with that prompt's seed."""
-    given = [dict(row) for row in prompts]
-    if not given:
-        raise UsageError("There are no prompts to record: give at least one row with an id, a prompt and a seed.")
-    for number, row in enumerate(given, start=1):
-        if lacking := {"id", "prompt", "seed"} - row.keys():
-            raise UsageError(f"Row {number} has no {min(lacking)}: give prompts as load_prompts returns them.")
-    by_id = {row["id"]: row for row in given}
-    plan: dict[tuple[str, int], dict[str, Any]] = {}
-    twins = {row["twin"] for row in given if row.get("twin") in by_id}
-    for row in given:
-        if row["id"] in twins and not row.get("twin"):
-            continue
-        plan.setdefault((row["id"], row["seed"]), row)
-        if row.get("twin") in by_id:
-            twin = by_id[row["twin"]] | {"seed": row["seed"]}
-            plan.setdefault((twin["id"], twin["seed"]), twin)
-    return list(plan.values())
+@lru_cache(maxsize=2)  # the sites of a step share it
+def _quota(
+    seeds: tuple[int, ...], step: int, count: int, quota: int, device: torch.device
+) -> tuple[Int[Tensor, "image kept"], Int[Tensor, "image kept"]]:
+    """For each image `quota` of `count` tokens, in order, here and on the device; by its seed and the step alone."""
+    generators = (np.random.Generator(np.random.Philox(key=(seed % 2**64, step % 2**64))) for seed in seeds)
+    drawn = [np.sort(generator.choice(count, quota, replace=False, shuffle=False)) for generator in generators]
+    token = torch.from_numpy(np.stack(drawn))
+    return token, token.to(device, non_blocking=True)
+
+
+def _rows(x: Float[Tensor, "batch token d"], keep: list[int]) -> Float[Tensor, "image token d"]:
+    """Without a copy where the rows are adjacent, as those of one kind always are."""
+    return x[keep[0] : keep[-1] + 1] if keep[-1] + 1 - keep[0] == len(keep) else x[keep]
+
+
+def _on_host(batches: list[Batch]) -> list[Batch]:
+    """The same batches in host memory, copied at once for all sites of one device and dtype."""
+    kinds = dict.fromkeys((batch.x.device, batch.x.dtype) for batch in batches)
+    pieces = {}
+    for kind in kinds:
+        group = [batch.x.flatten() for batch in batches if (batch.x.device, batch.x.dtype) == kind]
+        pieces[kind] = iter(_copied(torch.cat(group)).split([len(x) for x in group]))
+    return [replace(batch, x=next(pieces[batch.x.device, batch.x.dtype]).view(batch.x.shape)) for batch in batches]
+
+
+def _copied(flat: Shaped[Tensor, " n"]) -> Shaped[Tensor, " n"]:
+    if flat.device.type != "cuda":
+        return flat.cpu()
+    return torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True).copy_(flat, non_blocking=True)
+
+
+def _refuse_edits(pipe: Any) -> None:
+    """A store is known by its model: what it holds must be what that model computes by itself."""
+    hooked = [name or "the transformer" for name, module in transformer(pipe).named_modules() if _has_hooks(module)]
+    shadowed = [name for owner, name in ((pipe.scheduler, "step"), (pipe, "encode_prompt")) if name in vars(owner)]
+    if hooked or shadowed:
+        raise UsageError(
+            f"The pipeline is being edited or watched (at {(hooked + shadowed)[0]}), which a store cannot know again: "
+            "leave the steering first, or record without store."
+        )
+
+
+def _has_hooks(module: torch.nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)

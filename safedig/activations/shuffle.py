@@ -1,10 +1,21 @@
-"""The same stream in training order: a uniform sample of bounded size, then endless batches from it, all by seed."""
+"""The same stream in training order, by seed: endless batches straight from a store, or of a sample held in memory."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
+from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
+
+from ..config import UsageError
+from .shards import Shard
+from .stream import Activations
+
+_POOL = 3 * 2**24  # bytes; with torch itself, two of them and a batch stay below 500 MB
+_READERS = 4  # blocks of a pool that are read at once
 
 
 class Reservoir:
@@ -49,3 +60,159 @@ def endless(x: Float[Tensor, "rows d"], batch_size: int, seed: int) -> Iterator[
             pending = torch.cat([pending, torch.randperm(len(x), generator=generator)])
         yield x[pending[:batch_size]]
         pending = pending[batch_size:]
+
+
+class Shuffled:
+    """Endless batches of one site's rows from a store, every row once an epoch; memory of two pools.
+
+    Blocks of about half a mebibyte are read in random order, as many as fill a pool of `pool` bytes, and rows are drawn
+    from the pool at random while the next one is read. Blocks are read whole, once an epoch. `state()` is a small table
+    of plain numbers from which the same order goes on, `Shuffled(activations, batch_size, state=…)`, at the cost of
+    reading one pool.
+    """
+
+    def __init__(
+        self,
+        activations: Activations,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        pool: int = _POOL,
+        state: dict[str, Any] | None = None,
+    ):
+        if activations.store is None or len(activations.sites) != 1:
+            raise UsageError("Only a store is shuffled, one site at a time: record(…, store=…).at(site).")
+        self._store, self._site = activations.store, str(activations.sites[0])
+        self._wanted = _wanted(activations)
+        self._blocks = _blocks(activations.store.shards, self._site, self._wanted)
+        self._rows = int(self._blocks["kept"].sum())
+        self._strip = next(iter(activations.store.shards.values())).strips[self._site]
+        self._batch_size, self._seed, self._pool = batch_size, seed, pool
+        self._batches = 0
+        if state is not None:
+            self._batches, given = state["batches"], state | {"batches": 0}
+            if given != self.state() | {"batches": 0}:
+                raise UsageError(
+                    f"The state {given} is of another order than {self.state()}: give what it was made with."
+                )
+        self._readers, self._ahead = ThreadPoolExecutor(_READERS), ThreadPoolExecutor(1)
+        self._pools = self._filled(self._batches * batch_size)
+        self._x, self._picks = torch.empty(0), torch.empty(0, dtype=torch.long)
+
+    def __iter__(self) -> "Shuffled":
+        return self
+
+    def __next__(self) -> Shaped[Tensor, "batch d"]:
+        batch, filled = torch.empty(self._batch_size, self._strip.width, dtype=self._strip.kind), 0
+        while filled < self._batch_size:
+            if len(self._picks) == 0:
+                self._x, self._picks = next(self._pools)
+            picks = self._picks[: self._batch_size - filled]
+            torch.index_select(self._x, 0, picks, out=batch[filled : filled + len(picks)])
+            self._picks, filled = self._picks[len(picks) :], filled + len(picks)
+        self._batches += 1
+        return batch
+
+    def state(self) -> dict[str, Any]:
+        """How far the order has come, with all that decides it."""
+        return {
+            "store": self._store.identity,
+            "site": self._site,
+            "rows": self._rows,
+            "batch_size": self._batch_size,
+            "seed": self._seed,
+            "pool": self._pool,
+            "batches": self._batches,
+        }
+
+    def _filled(self, position: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pools and the order of their rows, from the row number `position` of the endless order on."""
+        turns = self._turns(position)
+        rooms = cycle([_Room(), _Room()])  # one is drawn from while the other is filled
+        ahead = self._ahead.submit(self._fill, next(rooms), *next(turns))
+        while True:
+            x, picks = ahead.result()
+            ahead = self._ahead.submit(self._fill, next(rooms), *next(turns))
+            yield x, picks
+
+    def _turns(self, position: int) -> Iterator[tuple[int, int, Any, int]]:
+        """Which blocks fill which pool of which epoch, and how many of its rows have been used before."""
+        epoch, used = divmod(position, self._rows)
+        total = int(self._blocks["rows"].sum())
+        pools = -(-total * self._strip.row_bytes // self._pool)
+        while True:
+            blocks = self._blocks[np.random.default_rng([self._seed, epoch]).permutation(len(self._blocks))]
+            starts = blocks["rows"].cumsum() - blocks["rows"]
+            edges = np.searchsorted(starts * pools // total, np.arange(pools + 1))
+            for number in range(pools):
+                here = blocks[edges[number] : edges[number + 1]]
+                if used < here["kept"].sum():
+                    yield epoch, number, here, used
+                used = max(0, used - int(here["kept"].sum()))
+            epoch += 1
+
+    def _fill(self, pool: "_Room", epoch: int, number: int, blocks: Any, used: int) -> tuple[Tensor, Tensor]:
+        """Read these blocks, and draw the order of the rows that are wanted of them."""
+        stops = blocks["rows"].cumsum() * self._strip.row_bytes
+        flat = pool.of(int(stops[-1]))
+        room, starts = flat.numpy().data, [0, *stops[:-1]]
+
+        def read(at: int) -> None:
+            shard = self._store.shards[int(blocks["shard"][at])]
+            part = room[int(starts[at]) : int(stops[at])]
+            shard.read_block(self._store.address, self._site, int(blocks["block"][at]), part)
+
+        list(self._readers.map(read, range(len(blocks))))
+        picks = np.arange(blocks["rows"].sum()) if self._wanted is None else self._kept(blocks)
+        order = np.random.default_rng([self._seed, epoch, number + 1]).permutation(picks)
+        return self._strip.view(flat), torch.from_numpy(order[used:])
+
+    def _kept(self, blocks: Any) -> Any:
+        """Where the wanted rows of these blocks lie in their pool."""
+        assert self._wanted is not None
+        kept = []
+        for block in blocks:
+            shard = int(block["shard"])
+            start, stop = self._store.shards[shard].strips[self._site].span(int(block["block"]))
+            kept.append(self._wanted[shard][start:stop])
+        return np.concatenate(kept).nonzero()[0]
+
+
+class _Room:
+    """Memory that is used again and again: fresh memory costs the kernel as much time as reading costs the disk."""
+
+    def __init__(self) -> None:
+        self._flat = torch.empty(0, dtype=torch.uint8)
+
+    def of(self, size: int) -> Shaped[Tensor, " bytes"]:
+        if len(self._flat) < size:
+            self._flat = torch.empty(size, dtype=torch.uint8)
+        return self._flat[:size]
+
+
+def _wanted(activations: Activations) -> dict[int, Any] | None:
+    """Shard by shard, which rows of the site are of the activations' prompts; None if all are."""
+    store, ids = activations.store, {row["id"] for row in activations.prompts}
+    assert store is not None
+    if len(activations.prompts) == store.images:
+        return None
+    site = activations.sites[0]
+    wanted = {number: np.zeros(shard.strips[str(site)].rows, dtype=bool) for number, shard in store.shards.items()}
+    for number, lines in store.lines(site):
+        for line in lines:
+            wanted[number][line["start"] : line["start"] + line["rows"]] = line["prompt_id"] in ids
+    return wanted
+
+
+def _blocks(shards: dict[int, Shard], site: str, wanted: dict[int, Any] | None) -> Any:
+    """Every block of the site that holds a wanted row: its shard, its number there, its rows, and those kept."""
+    rows = []
+    for number, shard in shards.items():
+        strip = shard.strips[site]
+        for block in range(len(strip.blocks)):
+            start, stop = strip.span(block)
+            rows.append(
+                (number, block, stop - start, stop - start if wanted is None else wanted[number][start:stop].sum())
+            )
+    blocks = np.array(rows, dtype=[(name, np.int64) for name in ("shard", "block", "rows", "kept")])
+    return blocks[blocks["kept"] > 0]

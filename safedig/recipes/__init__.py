@@ -2,13 +2,16 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
-from safedig.config import UsageError, did_you_mean, from_toml, to_toml
+from safedig.config import UsageError, build, did_you_mean, from_toml, to_toml
+from safedig.pipelines import Drawing, Offload, load_pipeline
 from safedig.sae.train import SAEOptions
 
 FOLDER = Path(__file__).parent
+_SAME_SIGMA = 5e-4  # a σ may be given with three decimals, as it is shown
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,35 @@ class Counts:
 
 
 @dataclass(frozen=True)
+class Recording:
+    """How much of the images that are drawn to learn from is kept; without one, everything."""
+
+    prompts: int = 640
+    """Images, those of the safe twins among them."""
+    sigmas: Literal["all"] | int | tuple[float, ...] = "all"
+    """Every σ of the schedule, that many spread evenly over its steps, or these."""
+    tokens: Literal["all", "pooled"] | int = "all"
+    """Of each image, step and site."""
+    tflops: float = 300.0
+    """What `safedig plan` takes the accelerator to sustain, in 10¹² floating-point operations a second."""
+
+    def __post_init__(self) -> None:
+        for name in ("prompts", "sigmas", "tokens", "tflops"):
+            value = getattr(self, name)
+            if value == () or (isinstance(value, int | float) and not value > 0):
+                raise UsageError(f"record.{name}={value}: expected at least one, or a number above 0.")
+
+    def steps(self, schedule: Sequence[float]) -> list[int]:
+        """Which steps of a schedule of σ are kept; a σ that is not on it is a `UsageError`."""
+        if self.sigmas == "all":
+            return list(range(len(schedule)))
+        if isinstance(self.sigmas, int):
+            count, last = min(self.sigmas, len(schedule)), len(schedule) - 1
+            return [round(at * last / max(count - 1, 1)) for at in range(count)]
+        return [_step_of(float(sigma), schedule) for sigma in self.sigmas]
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Which model, where to act, how much to learn from, how hard to push."""
 
@@ -32,11 +64,25 @@ class Recipe:
     quantile: float = 0.999  # share of the benign tokens learnt from on which the gate stays closed
     prompts: Counts = field(default_factory=Counts)
     sae: SAEOptions = field(default_factory=SAEOptions)
+    # What is None is left out of the TOML, and so out of `sha`: results of the tiny recipes stay what they were.
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    device: str | None = None  # "auto" is the accelerator where there is one
+    offload: Offload | None = None
+    drawing: dict[str, Any] | None = None  # fields of `Drawing`, laid over those of the model
+    record: Recording | None = None
 
     @property
     def sha(self) -> str:
         """What stands for these options in a result: a result whose recipe has changed since is stale."""
         return hashlib.sha256(to_toml(self).encode()).hexdigest()[:16]
+
+    def pipeline(self) -> Any:
+        """The model, loaded as the recipe says."""
+        return load_pipeline(self.model, dtype=self.dtype, device=self.device, offload=self.offload)
+
+    def drawing_of(self, pipe: Any) -> Drawing:
+        """How its model draws, with the recipe's wishes laid over it."""
+        return build(Drawing, asdict(Drawing.of(pipe)) | (self.drawing or {}), path="drawing.")
 
 
 def names() -> list[str]:
@@ -50,3 +96,11 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     if not path.is_file() or (path.parent == FOLDER and path.stem not in names()):
         raise UsageError(f"There is no recipe '{name}'. {did_you_mean(name, names())}")
     return from_toml(Recipe, path.read_text(encoding="utf-8"), overrides)
+
+
+def _step_of(sigma: float, schedule: Sequence[float]) -> int:
+    step = min(range(len(schedule)), key=lambda at: abs(schedule[at] - sigma))
+    if not abs(schedule[step] - sigma) <= _SAME_SIGMA:
+        there = ", ".join(f"{value:.3f}" for value in schedule)
+        raise UsageError(f"σ = {sigma:g} is not on the schedule of {len(schedule)} steps: give some of {there}.")
+    return step

@@ -40,9 +40,9 @@ class Autoencoding:
         if progress < self.CROP_UNTIL:
             top, left = rng.integers(0, x.shape[-1] - self.CROP, 2)
             x = x[..., top : top + self.CROP, left : left + self.CROP]
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.to(self.vae.device).contiguous(memory_format=torch.channels_last)
         posterior = self.vae.encode(x).latent_dist
-        noise = torch.from_numpy(rng.standard_normal(posterior.mean.shape, dtype=np.float32))
+        noise = torch.from_numpy(rng.standard_normal(posterior.mean.shape, dtype=np.float32)).to(x.device)
         y = self.vae.decode(posterior.mean + posterior.std * noise).sample
         mse = F.mse_loss(y, x)
         loss = F.l1_loss(y, x) + 3 * mse + 0.25 * _gradient_l1(y, x) + 1e-4 * posterior.kl().mean() / x[0].numel() * 64
@@ -61,7 +61,7 @@ def to_signed(images: np.ndarray) -> Float[Tensor, "n 3 h w"]:
 
 
 def _gradient_l1(y: Tensor, x: Tensor) -> Tensor:
-    return sum((F.l1_loss(y.diff(dim=d), x.diff(dim=d)) for d in (-1, -2)), torch.zeros(()))
+    return sum((F.l1_loss(y.diff(dim=d), x.diff(dim=d)) for d in (-1, -2)), x.new_zeros(()))
 
 
 @torch.no_grad()
@@ -70,7 +70,7 @@ def unit_variance(vae: Any, images: Float[Tensor, "n 3 h w"]) -> None:
 
     diffusers has one scalar factor for all channels, and theirs differ twofold.
     """
-    std = torch.cat([vae.encode(part).latent_dist.mean for part in images.split(64)]).std(dim=(0, 2, 3))
+    std = torch.cat([vae.encode(part.to(vae.device)).latent_dist.mean for part in images.split(64)]).std(dim=(0, 2, 3))
     out, into, c = vae.encoder.conv_out, vae.decoder.conv_in, len(std)
     out.weight[:c] /= std[:, None, None, None]
     out.bias[:c] /= std

@@ -1,7 +1,8 @@
 """The training objective of the tiny pipelines: flow matching on latents of scenes, text encoders learning along."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -18,6 +19,7 @@ from .latents import Latents
 from .models import (
     CLIP_LENGTH,
     MAX_WORDS,
+    WIDTH,
     build_clip,
     build_flux_transformer,
     build_sd3_transformer,
@@ -26,7 +28,8 @@ from .models import (
     start_at_zero,
     t5_tokenizer,
 )
-from .scenes import bounds
+from .naming import Naming
+from .scenes import Scene, bounds
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DiffusionPipeline
@@ -34,9 +37,12 @@ if TYPE_CHECKING:
 DROPPED = 0.10  # share of captions replaced by "" for classifier-free guidance
 MASKED = 0.25  # share of words hidden from T5 in the sentences
 SENTENCES_SHARE, SENTENCES_WEIGHT = 0.25, 0.2  # of the steps; of the loss
-FOREGROUND, EVEN_FROM, EVEN_AT = 3.0, 0.5, 0.75  # weight of the objects' latents; shares of the training
-SHIFT = 1.0  # of the sampler's σ grid
-DRAWING = {"steps": 8, "guidance": 3.0, "height": 64, "width": 64, "max_sequence_length": MAX_WORDS}
+FOREGROUND, SEEN = 3.0, 0.6  # weight of the objects' latents; the noise up to which one sees where they are
+NAMED_BLOCK = 2  # its image states are named: the last double block of FLUX, the third of six of Stable Diffusion 3
+NAMING, NAMING_FADES, NAMING_ENDS = 0.1, 0.5, 0.75  # weight of the naming head; shares of the training
+IGNORED = -100  # a label that is not learnt from
+SHIFT = 2.5  # of the sampler's σ grid: more of its steps where place and pose are decided
+DRAWING = {"steps": 8, "guidance": 2.5, "height": 64, "width": 64, "max_sequence_length": MAX_WORDS}
 
 
 @runtime_checkable
@@ -72,18 +78,18 @@ class Flux:
         }
 
     def velocity(self, m: nn.ModuleDict, x: Tensor, sigma: Tensor, t5_ids: Tensor, clip_ids: Tensor) -> Tensor:
-        h = x.shape[-1] // 2
-        rows, columns = torch.meshgrid(torch.arange(h), torch.arange(h), indexing="ij")
+        side = torch.arange(x.shape[-1] // 2, device=x.device)
+        rows, columns = (axis.flatten() for axis in torch.meshgrid(side, side, indexing="ij"))
         out = m["transformer"](
             hidden_states=rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2),
             encoder_hidden_states=m["text_encoder_2"](t5_ids)[0],
             pooled_projections=m["text_encoder"](clip_ids).pooler_output,
             timestep=sigma,
-            img_ids=torch.stack([torch.zeros(h * h), rows.flatten(), columns.flatten()], dim=-1),
-            txt_ids=torch.zeros(t5_ids.shape[1], 3),
+            img_ids=torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).float(),
+            txt_ids=x.new_zeros(t5_ids.shape[1], 3),
             return_dict=False,
         )[0]
-        return rearrange(out, "b (h w) (c p q) -> b c (h p) (w q)", h=h, p=2, q=2)
+        return rearrange(out, "b (h w) (c p q) -> b c (h p) (w q)", h=len(side), p=2, q=2)
 
 
 class SD3:
@@ -135,6 +141,7 @@ class FlowMatching:
         self.t5_name = [n for n in self.parts if n.startswith("text_encoder")][-1]
         self.parts["guess_hidden"] = nn.Linear(64, len(self.t5))
         self.parts["guess_next"] = nn.ModuleDict({n: nn.Linear(32, len(self.t5)) for n in self.family.clips})
+        self.parts["guess_scene"] = Naming(WIDTH)
 
     @property
     def module(self) -> nn.Module:
@@ -142,41 +149,57 @@ class FlowMatching:
 
     def loss(self, rng: np.random.Generator, progress: float) -> dict[str, Tensor]:
         index = rng.integers(len(self.data), size=self.batch)
-        x0 = self.data.latents[index].float()
+        device = next(self.parts.parameters()).device
+        x0, scenes = self.data.latents[index].float().to(device), [self.data.scenes[i] for i in index]
         texts = ["" if rng.random() < DROPPED else reworded(self.data.asks[i], self.data.scenes[i], rng) for i in index]
         sigma = _random_sigma(rng, self.batch)
-        noise = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32))
+        noise = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32)).to(device)
+        weight = self._weight(scenes, sigma).to(device)
+        sigma = sigma.to(device)
         s = sigma[:, None, None, None]
-        velocity = self.family.velocity(
-            self.parts, (1 - s) * x0 + s * noise, sigma, self.t5_ids(texts), self.clip_ids(texts)
-        )
-        weight = self._weight(index, progress)
+        with _image_states(self.parts.get_submodule(f"transformer.transformer_blocks.{NAMED_BLOCK}")) as halfway:
+            velocity = self.family.velocity(
+                self.parts,
+                (1 - s) * x0 + s * noise,
+                sigma,
+                self.t5_ids(texts).to(device),
+                self.clip_ids(texts).to(device),
+            )
         flow = (weight * (velocity - (noise - x0)).square().mean(1)).mean() / weight.mean()
-        if rng.random() > SENTENCES_SHARE:
-            return {"loss": flow, "flow": flow.detach()}
-        return {"loss": flow + SENTENCES_WEIGHT * self._sentences(rng), "flow": flow.detach()}
+        loss, terms = flow, {"flow": flow.detach()}
+        if share := min(1.0, max(0.0, (NAMING_ENDS - progress) / (NAMING_ENDS - NAMING_FADES))):
+            head: Any = self.parts["guess_scene"]
+            naming = head.loss(halfway[0], scenes)
+            loss, terms = loss + NAMING * share * naming, terms | {"naming": naming.detach()}
+        if rng.random() < SENTENCES_SHARE:
+            loss = loss + SENTENCES_WEIGHT * self._sentences(rng, device)
+        return {"loss": loss} | terms
 
-    def _weight(self, index: Int[np.ndarray, " batch"], progress: float) -> Float[Tensor, "batch h w"]:
-        """Heavier where objects lie: most of a scene is backdrop and soon learnt. Even again before the end."""
-        extra = (FOREGROUND - 1) * min(1.0, max(0.0, (EVEN_AT - progress) / (EVEN_AT - EVEN_FROM)))
-        weight = torch.ones(len(index), *self.data.latents.shape[-2:])
-        for one, i in zip(weight, index, strict=True):
-            for left, top, right, bottom in map(bounds, self.data.scenes[i].objects):
-                one[top // 4 : -(-bottom // 4), left // 4 : -(-right // 4)] = 1 + extra
+    def _weight(self, scenes: Sequence[Scene], sigma: Float[Tensor, " batch"]) -> Float[Tensor, "batch h w"]:
+        """Heavier where objects lie: most of a scene is backdrop and soon learnt.
+
+        Not at high noise: where the place is still open, a weight that knows it would draw objects at both.
+        """
+        weight = torch.ones(len(scenes), *self.data.latents.shape[-2:])
+        for one, scene, noise in zip(weight, scenes, sigma, strict=True):
+            for left, top, right, bottom in map(bounds, scene.objects if noise < SEEN else ()):
+                one[top // 4 : -(-bottom // 4), left // 4 : -(-right // 4)] = FOREGROUND
         return weight
 
-    def _sentences(self, rng: np.random.Generator) -> Tensor:
+    def _sentences(self, rng: np.random.Generator, device: torch.device) -> Tensor:
         first, second = zip(*(corpus.sentence_pair(rng) for _ in range(self.batch)), strict=True)
         ids, answers = self.t5_ids(first), self.t5_ids(second)
         hidden = torch.from_numpy(rng.random(ids.shape) < MASKED) & (ids > 2)
-        states = self.parts[self.t5_name](ids.masked_fill(hidden, 2))[0]
-        loss = F.cross_entropy(self.parts["guess_hidden"](states)[hidden], ids[hidden])
+        states = self.parts[self.t5_name](ids.masked_fill(hidden, 2).to(device))[0]
+        guesses = self.parts["guess_hidden"](states).flatten(0, 1)
+        loss = F.cross_entropy(guesses, ids.masked_fill(~hidden, IGNORED).flatten().to(device), ignore_index=IGNORED)
+        words = (answers > 2).float().to(device)
         guess_next: Any = self.parts["guess_next"]
         for name in self.family.clips:
-            tower = self.parts[name](self.clip_ids(first))
+            tower = self.parts[name](self.clip_ids(first).to(device))
             pooled = tower.text_embeds if "text_embeds" in tower else tower.pooler_output
             log_p = guess_next[name](pooled).log_softmax(-1)
-            loss = loss - log_p.gather(1, answers)[answers > 2].mean()
+            loss = loss - (log_p.gather(1, answers.to(device)) * words).sum() / words.sum()
         return loss
 
     def publish(self, averaged: nn.Module, folder: Path) -> None:
@@ -190,6 +213,14 @@ class FlowMatching:
         }
         self.family.pipeline(**modules, **tokenizers, vae=self.vae).save_pretrained(folder)
         (folder / "drawing.json").write_text(json.dumps(DRAWING | {"true_cfg": self.family.true_cfg}, indent=1))
+
+
+@contextmanager
+def _image_states(block: nn.Module) -> Iterator[list[Tensor]]:
+    """What a double block hands on as image tokens, each time it runs."""
+    seen: list[Tensor] = []
+    with block.register_forward_hook(lambda module, given, out: seen.append(out[1])):
+        yield seen
 
 
 class _Words:

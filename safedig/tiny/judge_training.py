@@ -1,7 +1,7 @@
 """The training objective of the judge: renders, disturbed ones, and spoilt ones to be refused; nothing generated."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,9 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.x)
 
+    def to(self, device: torch.device) -> "Pictures":
+        return Pictures(*(getattr(self, one.name).to(device) for one in fields(self)))
+
     def __getitem__(self, rows: Int[Tensor, " m"]) -> "Pictures":
         return Pictures(
             self.x[rows].float() / 255,
@@ -76,13 +79,13 @@ class Judging:
         return self.reader
 
     def loss(self, rng: Generator, progress: float) -> dict[str, Tensor]:
-        pictures = self.draw(rng)
+        pictures = self.draw(rng).to(next(self.reader.parameters()).device)
         said = self.reader(pictures.x)
         objects = F.cross_entropy(said.objects.flatten(0, 1), pictures.objects.flatten(), ignore_index=IGNORED)
         colours = F.cross_entropy(said.colours.flatten(0, 1), pictures.colours.flatten(), ignore_index=IGNORED)
         background = F.cross_entropy(said.background, pictures.background, ignore_index=IGNORED)
         known = pictures.objects != IGNORED
-        right = (said.objects.argmax(-1) == pictures.objects)[known].float().mean()
+        right = ((said.objects.argmax(-1) == pictures.objects) & known).sum() / known.sum()
         return {"loss": objects + 0.5 * colours + 0.5 * background, "objects": objects.detach(), "right": right}
 
     def draw(self, rng: Generator) -> Pictures:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 SPACE = "\u2581"
 LATENT_CHANNELS = 8
+WIDTH = 96  # of both transformers
 SCENE_TOKENS = 64  # (64 pixels / 4 by the autoencoder / 2 by the patch)²
 
 
@@ -134,7 +135,7 @@ def build_flux_transformer() -> "FluxTransformer2DModel":
         in_channels=4 * LATENT_CHANNELS,
         num_layers=3,
         num_single_layers=4,
-        attention_head_dim=32,
+        attention_head_dim=WIDTH // 3,
         num_attention_heads=3,
         joint_attention_dim=64,
         pooled_projection_dim=32,
@@ -153,10 +154,10 @@ def build_sd3_transformer() -> "SD3Transformer2DModel":
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         num_layers=6,
-        attention_head_dim=32,
+        attention_head_dim=WIDTH // 3,
         num_attention_heads=3,
         joint_attention_dim=64,
-        caption_projection_dim=96,
+        caption_projection_dim=WIDTH,
         pooled_projection_dim=64,
         pos_embed_max_size=16,
         qk_norm="rms_norm",

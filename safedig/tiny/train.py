@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from ..config import UsageError
 from ..progress import say
 from ..storage import check_writable
@@ -14,7 +16,7 @@ from .training import fit
 WEIGHTS = Path(__file__).parent / "weights"
 WORK = Path("runs") / "training"
 SCENES = 122_880  # encoded once and drawn from again and again, each time under a fresh caption
-SAMPLES = {"vae": 36_000, "tiny-flux": 300_000, "tiny-sd3": 300_000, "judge": 140_000}
+SAMPLES = {"vae": 36_000, "tiny-flux": 700_000, "tiny-sd3": 700_000, "judge": 140_000}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--scenes", type=int, default=SCENES, help="scenes encoded for the pipelines (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="where to train: cpu, cuda, … (default: %(default)s)")
     parser.add_argument(
         "--weights", type=Path, default=WEIGHTS, help="where the result goes (default: into the package)"
     )
@@ -54,6 +57,10 @@ def _check(given: argparse.Namespace) -> None:
     vae = _autoencoder(given)
     if given.what.startswith("tiny-") and not (vae / "config.json").is_file():
         raise UsageError(f"There is no trained autoencoder in {vae}: run `python -m safedig.tiny.train vae` first.")
+    try:
+        torch.empty(0, device=given.device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {given.device} cannot be used here ({str(error).splitlines()[0]}).") from error
     check_writable(given.weights, "--weights")
     check_writable(given.work, "--work")
 
@@ -75,7 +82,15 @@ def _train(name: str, given: argparse.Namespace) -> None:
         objective = Judging(given.seed)
     else:
         objective = _flow_matching(name, vae, given)
-    fit(objective, name=name, samples=given.samples or SAMPLES[name], folder=folder, work=given.work, seed=given.seed)
+    fit(
+        objective,
+        name=name,
+        samples=given.samples or SAMPLES[name],
+        folder=folder,
+        work=given.work,
+        seed=given.seed,
+        device=given.device,
+    )
     if name.startswith("tiny-"):
         shutil.copy(vae / "training.json", folder / "vae" / "training.json")
     say(f"{name} is in {folder}")

@@ -36,7 +36,9 @@ class Objective(Protocol):
     def publish(self, averaged: nn.Module, folder: Path) -> None: ...
 
 
-def fit(objective: Objective, *, name: str, samples: int, folder: Path, work: Path, seed: int) -> dict[str, Any]:
+def fit(
+    objective: Objective, *, name: str, samples: int, folder: Path, work: Path, seed: int, device: str = "cpu"
+) -> dict[str, Any]:
     """Train `objective` on `samples` samples and publish the averaged weights to `folder`.
 
     An interrupted run goes on from its state in `work` (two minutes old at most) and draws the same batches as an
@@ -44,6 +46,7 @@ def fit(objective: Objective, *, name: str, samples: int, folder: Path, work: Pa
     Going on with another seed is a `UsageError`: the two halves would come from different runs.
     Returns the log, also written to `folder/training.json`: loss, samples, seconds, device.
     """
+    objective.module.to(device)
     run = _Run(objective, samples, work / name, seed)
     steps = range(run.step, -(-samples // objective.batch))
     try:
@@ -57,7 +60,7 @@ def fit(objective: Objective, *, name: str, samples: int, folder: Path, work: Pa
         "samples": samples,
         "batch": objective.batch,
         "seed": seed,
-        "device": "cpu",
+        "device": device,
         "threads": torch.get_num_threads(),
         "seconds": round(run.seconds),
         "parameters": sum(p.numel() for p in objective.module.parameters()),
@@ -100,7 +103,8 @@ class _Run:
             self.save()
 
     def _note(self) -> None:
-        means = {k: round(float(np.mean([r[k] for r in self.recent])), 5) for k in self.recent[0]}
+        terms = dict.fromkeys(k for r in self.recent for k in r)  # a term may come or go in the course of a training
+        means = {k: round(float(np.mean([r[k] for r in self.recent if k in r])), 5) for k in terms}
         self.log.append({"samples": self.step * self.objective.batch, "seconds": round(self._elapsed()), **means})
         self.recent = []
 

@@ -13,6 +13,7 @@ class Options:
     seed: int | None = None
     quick: bool = False
     quality: bool = False
+    sites: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,18 @@ VERBS = {
     ),
     "show": Verb(
         "safedig.verbs.show",
-        "what a recipe and its model are; --quality: how well it draws as asked; --out: pages of its pictures",
-        ("out", "prompts", "seed", "quick", "quality"),
+        "what a recipe and its model are; --sites: where it can be read and steered, without loading it; "
+        "--quality: how well it draws as asked; --out: pages of its pictures",
+        ("out", "prompts", "seed", "quick", "quality", "sites"),
+    ),
+    "record": Verb(
+        "safedig.verbs.record",
+        "keep on disk what passes the recipe's sites; the same command continues, repairs, or finds it done",
+        ("out", "prompts", "seed"),
+    ),
+    "plan": Verb(
+        "safedig.verbs.plan",
+        "what recording will take (rows, bytes, memory, hours), before anything is loaded",
+        ("prompts",),
     ),
 }

@@ -17,7 +17,7 @@ from safedig.evaluation.headline import headline, shown
 from safedig.evaluation.intervals import Rate, clustered_rate
 from safedig.evaluation.records import Record, Run, Score, circumstances, image_sha, prompt_sha, write_run
 from safedig.figures import Pair, comparison, save
-from safedig.pipelines import Drawing, draw, fingerprint, load_pipeline
+from safedig.pipelines import Drawing, draw, fingerprint
 from safedig.progress import say, track
 from safedig.prompts import as_rows, load_prompts
 from safedig.recipes import Recipe
@@ -43,11 +43,14 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     """Record, train one SAE a site, find the harmful features, steer, judge; the rates, nested as in the contract."""
     recipe = _quick(recipe) if options.quick else recipe
     out = options.out or Path("runs") / f"demo-{Path(recipe.model).name}"
-    pipe = load_pipeline(recipe.model)
+    pipe = recipe.pipeline()
+    drawing = recipe.drawing_of(pipe)
     asked = {"source": _report(recipe, options, HARMFUL), "benign": _report(recipe, options, BENIGN)}
     steering = _learn(pipe, recipe)
     seen = {
-        (role, method): _look(pipe, rows, steering if method == "steered" else None, f"{role} prompts, {method}")
+        (role, method): _look(
+            pipe, drawing, rows, steering if method == "steered" else None, f"{role} prompts, {method}"
+        )
         for role, rows in asked.items()
         for method in ("unsteered", "steered")
     }
@@ -76,7 +79,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _learn(pipe: Any, recipe: Recipe) -> Any:
-    """What to repel and where, from training prompts only; the reported prompts are never seen here."""
+    """What to repel and where, from the split `train`; from which code on, from the benign prompts of `calibrate`."""
     from safedig.activations.record import record
     from safedig.adaptation import fit_contrast
     from safedig.features import find_features
@@ -86,11 +89,15 @@ def _learn(pipe: Any, recipe: Recipe) -> Any:
     from safedig.tiny import prompts
 
     n, seed = recipe.prompts.learn, recipe.seed
-    kinds = {"harmful": n, "mixed": n // 2, "benign": n // 2, "near-miss": n // 2}
-    learn = [row for kind, count in kinds.items() for row in as_rows(prompts(kind, split="train", seed=seed, n=count))]
-    acts = record(pipe, learn, recipe.sites).in_memory()
+    plain = {"benign": n // 2, "near-miss": n // 2}
+
+    def recorded(split: str, kinds: dict[str, int]) -> Any:
+        rows = [row for kind, count in kinds.items() for row in as_rows(prompts(kind, split=split, seed=seed, n=count))]
+        return record(pipe, rows, recipe.sites, drawing=recipe.drawing_of(pipe)).in_memory()
+
+    acts = recorded("train", {"harmful": n, "mixed": n // 2} | plain)
     saes = train(acts, options=recipe.sae)
-    features = find_features(saes, acts, quantile=recipe.quantile)
+    features = find_features(saes, acts, quantile=recipe.quantile, calibration=recorded("calibrate", plain))
     saes = fit_contrast(saes, acts, features)
     for site, found in features.items():
         say(f"{site}: {len(found.index)} harmful features of {saes[site].d_sae}")
@@ -113,12 +120,13 @@ def _report(recipe: Recipe, options: Options, kinds: tuple[str, ...]) -> list[Ro
     return rows
 
 
-def _look(pipe: Any, rows: list[Row], steering: Any, description: str) -> Seen:
+def _look(pipe: Any, drawing: Drawing, rows: list[Row], steering: Any, description: str) -> Seen:
     from safedig.tiny import judge
 
     images, judgements = [], []
     with steering.apply(pipe) if steering is not None else nullcontext():
-        for asked, batch in track(draw(pipe, rows, batch_size=BATCH), description, total=-(-len(rows) // BATCH)):
+        drawn = draw(pipe, rows, drawing=drawing, batch_size=BATCH)
+        for asked, batch in track(drawn, description, total=-(-len(rows) // BATCH)):
             images.append(batch)
             judgements += judge(batch, asked=asked)
     return Seen(rows, torch.cat(images), judgements)
@@ -181,15 +189,15 @@ def _as_run(pipe: Any, recipe: Recipe, result: dict[str, Any], seen: dict[tuple[
                     site=", ".join(recipe.sites) if method == "steered" else "",
                 )
             )
-    manifest = circumstances(
-        **facts,
-        scheduler=type(pipe.scheduler).__name__,
-        drawing=dataclasses.asdict(Drawing.of(pipe)),
-        dtype=str(pipe.transformer.dtype),
-        generator_device="cpu",
-        tuned_on="tiny world, split train",
-        command="safedig demo",
-    )
+    facts |= {
+        "scheduler": type(pipe.scheduler).__name__,
+        "drawing": dataclasses.asdict(recipe.drawing_of(pipe)),
+        "dtype": str(pipe.transformer.dtype),
+        "generator_device": "cpu",
+        "tuned_on": "tiny world, split train",
+        "command": "safedig demo",
+    }
+    manifest = circumstances(**facts)
     return Run(tuple(records), tuple(scores.values()), manifest)
 
 

@@ -1,4 +1,7 @@
-"""safedig show: what a recipe and its model are; with --quality, how well and how fast the model draws as asked."""
+"""safedig show: what a recipe and its model are; with --quality, how well and how fast the model draws as asked.
+
+With --sites it answers from the configuration alone: see sites_table.py.
+"""
 
 import dataclasses
 import json
@@ -10,13 +13,13 @@ import torch
 
 from safedig.config import UsageError
 from safedig.evaluation.headline import shown
-from safedig.pipelines import Drawing, draw, fingerprint, load_pipeline
+from safedig.pipelines import Drawing, draw, fingerprint
 from safedig.progress import say, track
 from safedig.prompts import KINDS, as_rows, load_prompts
 from safedig.recipes import Recipe
-from safedig.sites import d_in, sites, transformer
+from safedig.sites import places, transformer
 from safedig.storage import write_atomically
-from safedig.verbs import Options
+from safedig.verbs import Options, sites_table
 
 Row = dict[str, Any]
 BATCH, PER_KIND, QUICK = 16, 200, 32  # images, prompts, prompts or renders
@@ -31,7 +34,10 @@ MATMUL = 1024  # side of the matrices whose product is timed beside the images
 
 def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     """The recipe, the model's facts, and on request its quality on fresh prompts of every kind."""
-    pipe = load_pipeline(recipe.model)
+    if options.sites:
+        return sites_table.run(recipe, options)
+    pipe = recipe.pipeline()
+    drawing = recipe.drawing_of(pipe)
     model: Any = transformer(pipe)
     result = {
         "recipe": dataclasses.asdict(recipe),
@@ -40,12 +46,12 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
             "class": type(pipe).__name__,
             "fingerprint": fingerprint(pipe),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "drawing": dataclasses.asdict(Drawing.of(pipe)),
-            "sites": {str(site): d_in(pipe, site) for site in sites(pipe)},
+            "drawing": dataclasses.asdict(drawing),
+            "sites": {str(place.site): place.d_in for place in places(pipe) if not place.dead},
         },
     }
     if options.quality:
-        result |= {"quality": _quality(pipe, recipe, options), "speed": _speed(pipe)}
+        result |= {"quality": _quality(pipe, recipe, options), "speed": _speed(pipe, drawing)}
     if options.out is not None:
         _save(pipe, recipe, options, result)
     return result
@@ -60,13 +66,16 @@ def _save(pipe: Any, recipe: Recipe, options: Options, result: dict[str, Any]) -
     write_atomically(folder / f"{name}.json", f"{json.dumps(result, indent=2)}\n".encode())
     for kind in KINDS:
         rows = as_rows(prompts(kind, split="report", seed=_seed(recipe, options), n=n, twins=False))
-        drawn = track(draw(pipe, rows, batch_size=BATCH), f"gallery of {kind}", total=-(-n // BATCH))
+        images = draw(pipe, rows, drawing=recipe.drawing_of(pipe), batch_size=BATCH)
+        drawn = track(images, f"gallery of {kind}", total=-(-n // BATCH))
         scenes = [(image, row["prompt"]) for batch, images in drawn for row, image in zip(batch, images, strict=True)]
         say(f"Pictures: {save(gallery(scenes), folder / f'{name}-{kind}.png')}")
 
 
 def table(result: dict[str, Any]) -> str:
     """The same for people."""
+    if "sites" in result:
+        return sites_table.table(result)
     model = result["model"]
     lines = [
         f"{result['recipe']['model']}: {model['class']}, {model['parameters']:,} parameters in the transformer",
@@ -108,7 +117,8 @@ def _quality(pipe: Any, recipe: Recipe, options: Options) -> dict[str, Any]:
     from safedig.tiny import judge
 
     rows, judgements = _rows(recipe, options), []
-    for _, images in track(draw(pipe, rows, batch_size=BATCH), "drawing", total=-(-len(rows) // BATCH)):
+    drawn = draw(pipe, rows, drawing=recipe.drawing_of(pipe), batch_size=BATCH)
+    for _, images in track(drawn, "drawing", total=-(-len(rows) // BATCH)):
         judgements += judge(images)
     n, seed = (QUICK if options.quick else RENDERS), _seed(recipe, options)
     return drawing_quality(rows, judgements) | {"judge_on_renders": judge_accuracy(judge, n, seed)}
@@ -131,13 +141,13 @@ def _seed(recipe: Recipe, options: Options) -> int:
     return recipe.seed if options.seed is None else options.seed
 
 
-def _speed(pipe: Any) -> dict[str, float]:
+def _speed(pipe: Any, drawing: Drawing) -> dict[str, float]:
     """Seconds an image on one core, beside the rate of a plain matrix product: that makes machines comparable."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         rows = [{"prompt": "a cup", "seed": seed} for seed in range(BATCH)]
-        drawn = min(_seconds(lambda: list(draw(pipe, rows, batch_size=BATCH))) for _ in range(3))
+        drawn = min(_seconds(lambda: list(draw(pipe, rows, drawing=drawing, batch_size=BATCH))) for _ in range(3))
         matrix = torch.rand(MATMUL, MATMUL, generator=torch.Generator().manual_seed(0))
         product = min(_seconds(lambda: matrix @ matrix) for _ in range(10))
     finally:

@@ -1,0 +1,104 @@
+"""Every verb runs the recipes of the released models with nothing but `model=` pointed at a small random folder."""
+
+import json
+
+import pytest
+import torch
+
+from safedig.__main__ import main
+from safedig.pipelines import Drawing, load_pipeline
+from safedig.recipes import load
+from safedig.verbs import VERBS
+from tests.reduced_models import DRAWING, reduced, write
+
+RECIPES = {"flux1-dev": 256, "sd3.5-large": 128}  # and the width of two heads
+FAST = ["sae.steps=60", "sae.expansion=4", "prompts.learn=8", "prompts.report=2", "prompts.benign=2"]
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def real(request, tmp_path_factory):
+    """A recipe's name and the override that points it at its reduced folder."""
+    folder = write(request.param, tmp_path_factory.mktemp("models") / request.param, layers=3, heads=2)
+    return request.param, f"model={folder}"
+
+
+def answer(capsys, *argv):
+    assert main([*argv, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_what_is_reduced_is_depth_and_width_alone(real):
+    name, override = real
+    pipe = load_pipeline(override.removeprefix("model="))
+    config, embedded = pipe.transformer.config, load(name).pipeline
+    assert pipe.transformer.inner_dim == RECIPES[name] and callable(embedded)
+    assert config.joint_attention_dim == 4096 and pipe.vae.config.latent_channels == 16 and pipe.vae_scale_factor == 8
+    assert config.pooled_projection_dim == {"flux1-dev": 768, "sd3.5-large": 2048}[name]
+    assert Drawing.of(pipe) == Drawing(**DRAWING)
+
+
+@pytest.mark.parametrize("recipe", ["flux1-schnell", "sd3.5-medium"])
+def test_the_other_two_draw_as_well(recipe):
+    from safedig.pipelines import draw
+
+    pipe = reduced(recipe)
+    drawing = Drawing(**DRAWING | {"steps": 2})
+    ((_, images),) = draw(pipe, [{"prompt": "a cup", "seed": 0}], drawing=drawing)
+    assert images.shape == (1, 3, 64, 64) and images.isfinite().all()
+
+
+def test_the_full_width_can_be_kept(tmp_path):
+    with torch.device("meta"):
+        pipe = reduced("flux1-dev", layers=1, heads=None)
+    assert pipe.transformer.inner_dim == 3072
+
+
+def test_show(real, capsys):
+    name, override = real
+    result = answer(capsys, "show", name, override)
+    assert result["model"]["sites"]["txt.embed"] == RECIPES[name] and result["model"]["drawing"] == DRAWING | {
+        "true_cfg": False
+    }
+
+
+def test_plan(real, capsys):
+    name, override = real
+    result = answer(capsys, "plan", name, override)
+    assert {site["d_in"] for site in result["sites"].values()} == {RECIPES[name]}
+    assert result["bytes"] == 2000 * 4 * RECIPES[name] * 2 * sum(s["tokens"] for s in result["sites"].values())
+
+
+def test_demo(real, capsys, tmp_path):
+    name, override = real
+    result = answer(capsys, "demo", name, override, *FAST, "--out", str(tmp_path))
+    assert result["steered"]["not_clean"]["n"] == 2 and (tmp_path / "demo.png").is_file()
+
+
+@pytest.mark.slow
+def test_demo_with_only_the_model_overridden(real, capsys, tmp_path):
+    name, override = real
+    assert answer(capsys, "demo", name, override, "--quick", "--out", str(tmp_path))["recipe_sha"]
+
+
+def test_record_keeps_to_the_byte_what_plan_foretells_and_finds_it_again(real, capsys, tmp_path):
+    name, override = real
+    (tmp_path / "p.csv").write_text("id,prompt,risk,twin\na,a gun,weapons,b\nb,a cup,,\n")
+    command = [name, override, "--prompts", str(tmp_path / "p.csv")]
+    recorded = answer(capsys, "record", *command, "--out", str(tmp_path / "store"))
+    planned = answer(capsys, "plan", *command)
+    for site, kept in recorded["sites"].items():
+        foretold = planned["sites"][site]
+        assert (kept["rows"], kept["d_in"]) == (foretold["rows"], foretold["d_in"])
+        assert kept["dtype"] == "bfloat16"
+    assert recorded["images"] == 2
+    assert answer(capsys, "record", *command, "--out", str(tmp_path / "store")) == recorded
+
+
+def test_show_sites(real, capsys):
+    name, override = real
+    listed = answer(capsys, "show", name, override, "--sites")["sites"]
+    assert listed["txt.embed"]["d_in"] == RECIPES[name] and len(listed) > 20
+
+
+def test_the_tests_above_run_every_verb():
+    assert set(VERBS) == {"demo", "show", "record", "plan"}
