@@ -62,7 +62,7 @@ def outcome(cell: Cell, attach: Attach = hooks.attach) -> Outcome:
         expected = mode.draw(plain)
     alone = PIPELINES[cell.pipeline]() if cell.order == "after" else pipe
     mode.enable(alone)
-    without = mode.draw(alone)
+    without = None if cell.pipeline in mode.broken else mode.draw(alone)
     try:
         with attach(pipe, functions(pipe, cell.action, seen)):
             if cell.order == "after":
@@ -70,6 +70,8 @@ def outcome(cell: Cell, attach: Attach = hooks.attach) -> Outcome:
             images = [mode.draw(pipe), mode.draw(pipe)]
     except (SafetyBypassError, UsageError) as error:
         return Outcome("raises", f"{type(error).__name__}: {error}")
+    if without is None:
+        return Outcome("SILENT", "it drew, which it cannot without the functions")
     wrong = _wrong_images(cell, images, expected, without) or wrong_rows(seen, wanted * 2, mode.tolerance)
     if not wrong and not _equal(mode.draw(pipe), without, mode.tolerance):
         wrong = "it is not as it was once the functions are gone"

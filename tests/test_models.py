@@ -161,7 +161,7 @@ def test_a_published_folder_loads_as_a_plain_diffusers_pipeline_and_draws(publis
 def test_a_published_folder_says_how_it_draws(published):
     objective, folder = published
     pipe = load_pipeline(folder)
-    assert Drawing.of(pipe) == Drawing(8, 3.0, 64, 64, MAX_WORDS, true_cfg=objective.family.true_cfg)
+    assert Drawing.of(pipe) == Drawing(8, 2.5, 64, 64, MAX_WORDS, true_cfg=objective.family.true_cfg)
     assert pipe.tokenizer.model_max_length == CLIP_LENGTH
 
 
