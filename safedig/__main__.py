@@ -22,6 +22,8 @@ FLAGS = ("--out", "--prompts", "--seed", "--json", "--quick", "--quality", "--si
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Exit code 0 is success; 2, the caller's mistake, and 130, an interruption, with one line."""
+    for library in ("DIFFUSERS", "TRANSFORMERS"):  # notes on packages that are missing, before any of our own lines
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
         answer = _answer(sys.argv[1:] if argv is None else list(argv))
         if os.environ.get("RANK", "0") == "0":  # under `accelerate launch` the first process speaks for all

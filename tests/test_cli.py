@@ -141,3 +141,14 @@ def test_the_command_itself_exits_with_2_and_without_a_traceback():
         done = subprocess.run([*command, "demo", "tiny-flx"], capture_output=True, text=True, check=False)
         assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
         assert done.stderr.startswith("safedig: There is no recipe 'tiny-flx'")
+
+
+def test_the_libraries_notes_on_missing_packages_stay_away_unless_they_are_asked_for():
+    def said(**environment):
+        command = [sys.executable, "-m", "safedig", "plan", "flux1-dev", "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | environment)
+        json.loads(done.stdout)
+        return done.stderr
+
+    assert "torchvision" not in said()
+    assert "torchvision" in said(TRANSFORMERS_VERBOSITY="warning"), "control: the environment decides"
