@@ -75,9 +75,11 @@ def test_demo(real, capsys, tmp_path):
 
 
 @pytest.mark.slow
-def test_demo_with_only_the_model_overridden(real, capsys, tmp_path):
+def test_the_demo_runs_with_the_model_overridden(real, capsys, tmp_path):
+    """Fewer prompts and steps than even --quick takes: the SAEs are as wide as the real model's."""
     name, override = real
-    assert answer(capsys, "demo", name, override, "--quick", "--out", str(tmp_path))["recipe_sha"]
+    fewer = ["prompts.learn=8", "prompts.report=4", "prompts.benign=4", "sae.steps=20"]
+    assert answer(capsys, "demo", name, override, *fewer, "--out", str(tmp_path))["recipe_sha"]
 
 
 def test_record_keeps_to_the_byte_what_plan_foretells_and_finds_it_again(real, capsys, tmp_path):
