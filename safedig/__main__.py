@@ -16,8 +16,8 @@ from .storage import check_writable
 from .verbs import VERBS, Options
 
 DEFAULT_RECIPE = "tiny-flux"
-USAGE = "safedig VERB [RECIPE] [key=value …] [--out DIR] [--prompts FILE] [--seed N] [--json] [--quick]"
-FLAGS = ("--out", "--prompts", "--seed", "--json", "--quick", "--quality", "--sites", "--help", "--version")
+USAGE = "safedig VERB [RECIPE] [key=value …] [--out DIR] [--prompts FILE] [--store PLACE] [--seed N] [--json] [--quick]"
+FLAGS = ("--out", "--prompts", "--store", "--seed", "--json", "--quick", "--quality", "--sites", "--help", "--version")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,7 +68,7 @@ def _words(words: list[str]) -> tuple[str, str, list[str]]:
 
 def _options(name: str, given: argparse.Namespace) -> Options:
     """The verb's flags, checked before any work begins."""
-    flags = {flag: getattr(given, flag) for flag in ("out", "prompts", "seed", "quick", "quality", "sites")}
+    flags = {flag: getattr(given, flag) for flag in ("out", "prompts", "store", "seed", "quick", "quality", "sites")}
     for flag, value in flags.items():
         if value not in (None, False) and flag not in VERBS[name].flags:
             takes = ", ".join(f"--{one}" for one in (*VERBS[name].flags, "json"))
@@ -92,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("words", nargs="*")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--prompts", type=Path)
+    parser.add_argument("--store")
     parser.add_argument("--seed", type=int)
     for flag in ("--json", "--quick", "--quality", "--sites", "--version"):
         parser.add_argument(flag, action="store_true")

@@ -3,15 +3,16 @@
 import io
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from .adaptation.report import Movement
 from .storage import write_atomically
 
 if TYPE_CHECKING:
@@ -76,6 +77,53 @@ def gallery(
         page.image(left, top, image, side)
         page.paragraph(left, top + side + 4, caption, width=side, lines=2, size=SMALL)
     return page.figure
+
+
+def training_curves(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> "Figure":
+    """FVU, L0 and the share of dead features over the steps, a line for each run; the names stand below."""
+    if not any(curve["step"] for curve in curves.values()):
+        raise ValueError("There is nothing to show: give at least one curve with a step.")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.6 + 0.22 * len(curves)), dpi=DPI, facecolor=PAPER, layout="constrained")
+    panels = figure.subplots(1, 3)
+    for axes, (column, name) in zip(panels, (("fvu", "FVU"), ("l0", "L0"), ("dead", "dead, %")), strict=True):
+        for label, curve in curves.items():
+            factor = 100 if column == "dead" else 1
+            axes.plot(curve["step"], [factor * value for value in curve[column]], label=label, linewidth=1.4)
+        axes.set_xlabel("step", size=SMALL)
+        axes.set_title(name, size=TEXT)
+        axes.tick_params(labelsize=SMALL)
+        axes.grid(color="#e4e4e4")
+    panels[0].set_yscale("log")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower left", fontsize=SMALL, frameon=False, ncols=1)
+    return figure
+
+
+def decoder_movement(moved: Mapping[str, Movement], harmful: Mapping[str, Int[Tensor, " _"]] | None = None) -> "Figure":
+    """How far each feature's decoder row turned and how its length changed, a row of panels for each site."""
+    if not moved:
+        raise ValueError("There is nothing to show: give the movement of at least one site's decoder.")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.2 * len(moved)), dpi=DPI, facecolor=PAPER, layout="constrained")
+    for (turns, lengths), (name, change) in zip(
+        figure.subplots(len(moved), 2, squeeze=False), moved.items(), strict=True
+    ):
+        marked = (harmful or {}).get(name)
+        turns.hist(change.angle.nan_to_num().numpy(), bins=60, log=True, color=FAINT)
+        turns.set_title(f"{name}: angle between old and new row", size=TEXT)
+        turns.set_ylabel("features", size=SMALL)
+        lengths.scatter(change.angle, change.length, s=5, color=FAINT, linewidths=0, label="features")
+        lengths.set_title("length of the new row, relative to the old", size=TEXT)
+        if marked is not None and len(marked):
+            lengths.scatter(change.angle[marked], change.length[marked], s=18, color="#b3261e", label="harmful")
+            lengths.legend(fontsize=SMALL, frameon=False)
+        for axes in (turns, lengths):
+            axes.set_xlabel("degrees", size=SMALL)
+            axes.tick_params(labelsize=SMALL)
+    return figure
 
 
 def counts(pairs: Sequence[Pair]) -> str:

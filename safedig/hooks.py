@@ -241,7 +241,7 @@ def _label(embeddings: Tensor, known: list[tuple[Row, Tensor]]) -> tuple[Row, ..
 
 def _may_have_graphs(pipe: Any, name: str) -> bool:
     model = component(pipe, name)
-    compiled = (hasattr(part, "_orig_mod") or vars(part).get("_compiled_call_impl") for part in model.modules())
+    compiled = ("_orig_mod" in part._modules or vars(part).get("_compiled_call_impl") for part in model.modules())
     return getattr(pipe, name) is not model or any(compiled)
 
 
@@ -264,7 +264,7 @@ def _refuse_checkpointing(model: nn.Module, site: Site) -> None:
 
 def _refuse_step_caches(pipe: Any) -> None:
     for module in transformer(pipe).modules():
-        for name in getattr(getattr(module, "_diffusers_hook", None), "hooks", {}):
+        for name in getattr(vars(module).get("_diffusers_hook"), "hooks", {}):
             if _STEP_CACHES.match(name):
                 raise UsageError(
                     f"The transformer has the step cache '{name}', which replays old activations past the hooks: "

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from . import hub, model_folders
 from .config import UsageError, build, did_you_mean
-from .sites import transformer
+from .sites import components, transformer
 
 Offload = Literal["model", "sequential", "group"]
 DTYPES = ("float32", "bfloat16", "float16")
@@ -112,16 +112,26 @@ def draw(
 
 
 def fingerprint(pipe: Any) -> str:
-    """SHA-256 of the transformer's class, configuration and weights; equal in float32 and bfloat16, on any device."""
-    model: Any = transformer(pipe)
-    config = {key: value for key, value in dict(model.config).items() if not key.startswith("_")}
-    digest = hashlib.sha256(json.dumps([type(model).__name__, config], sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        tensor = _fetched(model, name) if tensor.is_meta else tensor
-        sample = tensor.flatten()[:: -(-tensor.numel() // _MAX_HASHED) or 1].to(torch.bfloat16)
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(sample.view(torch.int16).cpu().numpy().tobytes())
+    """SHA-256 of what makes activations of a prompt: the transformer's configuration, its weights, the text encoders'.
+
+    It is the same in float32 and bfloat16 and on any device; weights that are rounded to fewer bits are others.
+    """
+    denoiser: Any = transformer(pipe)
+    config = {key: value for key, value in dict(denoiser.config).items() if not key.startswith("_")}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for part, model in components(pipe).items():
+        digest.update(f"{part} {type(model).__name__}".encode())
+        for name, tensor in sorted(model.state_dict().items()):
+            tensor = _fetched(model, name) if tensor.is_meta else tensor
+            sample = tensor.flatten()[:: -(-tensor.numel() // _MAX_HASHED) or 1].to(torch.bfloat16)
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(sample.view(torch.int16).cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def guided(pipe: Any, drawing: Drawing) -> bool:
+    """Whether each image has an unconditional row too: in a second pass in FLUX, in the same one elsewhere."""
+    return drawing.guidance > 1 and (drawing.true_cfg or not is_flux(pipe))
 
 
 def is_flux(pipe: Any) -> bool:

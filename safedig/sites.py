@@ -92,6 +92,13 @@ def component(pipe: Any, name: str) -> nn.Module:
     return model
 
 
+def components(pipe: Any) -> dict[str, nn.Module]:
+    """The text encoders that a pipeline has, and its transformer, in the order in which they run; or a bare model."""
+    names = () if isinstance(pipe, nn.Module) else TEXT_COMPONENTS
+    there = [name for name in names if getattr(pipe, name, None) is not None]
+    return {name: component(pipe, name) for name in (*there, "transformer")}
+
+
 def architecture(model: nn.Module) -> Architecture:
     """The row of the table that describes this transformer or text encoder."""
     for kind in _kinds(model):
@@ -155,10 +162,12 @@ def stage(site: Site) -> Literal["text", "bind", "render"]:
 
 def _known(pipe: Any) -> list[Place]:
     """Whatever the table says of this pipeline's components, or of a bare transformer."""
-    names = () if isinstance(pipe, nn.Module) else TEXT_COMPONENTS
-    encoders = [(name, component(pipe, name)) for name in names if getattr(pipe, name, None) is not None]
-    described = [(name, model) for name, model in encoders if TEXT_ENCODERS.keys() & set(_kinds(model))]
-    return [place for name, model in [*described, ("transformer", transformer(pipe))] for place in _of(name, model)]
+    described = [
+        (name, model)
+        for name, model in components(pipe).items()
+        if name == "transformer" or TEXT_ENCODERS.keys() & set(_kinds(model))
+    ]
+    return [place for name, model in described for place in _of(name, model)]
 
 
 def _of(name: str, model: nn.Module) -> Iterator[Place]:

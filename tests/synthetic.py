@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from safedig.activations.record import Activations, Batch
-from safedig.sae.model import Decoder, Encoder, SparseAutoencoder
+from safedig.sae.model import Decoder, SparseAutoencoder, ThresholdEncoder
 from safedig.sites import Site
 
 SITE = Site.parse("txt.embed")
@@ -17,7 +17,7 @@ HARM, WEAK, SHARED, RARE = 3, 4, 5, 6
 def sae() -> SparseAutoencoder:
     """Feature j reads coordinate j; features 8–15 never fire."""
     eye = torch.eye(D_IN)
-    encoder = Encoder(torch.cat([eye, -eye], 1), torch.zeros(D_SAE), torch.full((D_SAE,), 0.1))
+    encoder = ThresholdEncoder(torch.cat([eye, -eye], 1), torch.zeros(D_SAE), torch.full((D_SAE,), 0.1))
     decoder = Decoder(torch.cat([eye, -eye], 0), torch.zeros(D_IN))
     return SparseAutoencoder(encoder, decoder, {"model": "fingerprint", "site": str(SITE)})
 

@@ -5,15 +5,16 @@ import torch
 
 from safedig.activations.pairs import Pairing, benign, twins
 from safedig.activations.record import Activations
-from safedig.adaptation import fit_contrast
+from safedig.adaptation import adapt, fit_contrast
 from safedig.config import UsageError
 from safedig.features import Features, find_features
+from safedig.sae.model import Decoder
 from tests.synthetic import D_IN, HARM, RARE, SITE, STEPS, WEAK, activation, recording, rows, sae
 
 
 def features(*index):
     count = len(index)
-    return Features(torch.tensor(index), torch.zeros(count), torch.ones(count), torch.ones(count))
+    return Features(torch.tensor(index), 0.0, torch.ones(count), torch.ones(count))
 
 
 def fit(*index, activations=None, **options):
@@ -94,6 +95,37 @@ def test_what_cannot_be_fitted_is_an_error_that_says_why():
         fit(HARM, ridge=0.0)
     with pytest.raises(UsageError, match="no harmful feature fires"):
         fit(15)
+
+
+# ---- two domains
+
+
+def test_the_rows_of_a_replay_have_their_share_of_the_weight():
+    """Replaying the recording itself changes nothing; replaying another pulls the rows towards what it says."""
+    found = {SITE: features(WEAK)}
+    once, again = fit(WEAK), fit_contrast({SITE: sae()}, recording(), found, replay=recording())[SITE]
+    torch.testing.assert_close(again.decoder.W_dec, once.decoder.W_dec)
+    calm = recording([row for row in rows() if row["id"][0] in "sb"])  # WEAK fires on twins and nothing is to be taken
+    pulled = [
+        fit_contrast({SITE: sae()}, recording(), found, replay=calm, share=share)[SITE].decoder.W_dec[WEAK, WEAK]
+        for share in (0.0, 0.2, 0.8)
+    ]
+    assert pulled[0] == once.decoder.W_dec[WEAK, WEAK] and pulled[0] > pulled[1] > pulled[2] > 0
+
+
+def test_adapt_offers_it_as_an_objective_and_reports_what_is_unexplained():
+    before = sae().with_decoder(Decoder(0.5 * sae().decoder.W_dec, torch.zeros(D_IN)))
+    found = {SITE: features(HARM, RARE)}
+    after = adapt({SITE: before}, recording(), found, replay=recording(), objective="contrast")[SITE]
+    assert after.encoder is before.encoder and after.metadata["objective"] == "contrast"
+    report = after.metadata["adaptation"]
+    assert 0 < report["unexplained"]["adapted"] < report["unexplained"]["zero_shot"] and report["codes_equal"]
+    assert report["pairs"] == {"target": 20 * STEPS, "source": 20 * STEPS} and report["silent_harmful"] == []
+
+
+def test_harmful_features_that_no_target_pair_fires_are_named():
+    report = fit(HARM, 15).metadata["adaptation"]
+    assert report["silent_harmful"] == [15]
 
 
 # ---- pairs

@@ -8,7 +8,6 @@ import torch
 
 from safedig.config import UsageError
 from safedig.pipelines import Drawing, draw, fingerprint, load_pipeline
-from safedig.sites import transformer
 from tests.tiny_pipelines import tiny_flux, tiny_sd3
 
 DRAWING = Drawing(steps=2, guidance=3.0, height=32, width=32, max_sequence_length=12, true_cfg=True)
@@ -244,12 +243,22 @@ def test_other_weights_or_another_class_have_another_fingerprint(tiny_random_flu
     assert fingerprint(tiny_sd3()) == fingerprint(tiny_random_sd3) != fingerprint(tiny_random_flux)
 
 
-def test_one_changed_weight_changes_the_fingerprint():
+@pytest.mark.parametrize(
+    ("part", "counts"), [("transformer", True), ("text_encoder", True), ("text_encoder_2", True), ("vae", False)]
+)
+def test_one_changed_weight_of_what_makes_activations_changes_the_fingerprint(part, counts):
     pipe = tiny_flux()
     before = fingerprint(pipe)
     with torch.no_grad():
-        transformer(pipe).proj_out.weight[0, 0] += 0.1  # type: ignore[union-attr, index, operator]
-    assert fingerprint(pipe) != before
+        next(getattr(pipe, part).parameters()).flatten()[0].add_(0.1)
+    assert (fingerprint(pipe) != before) == counts
+
+
+def test_a_pipeline_without_one_of_its_text_encoders_has_another_fingerprint(tiny_random_sd3):
+    pipe = tiny_sd3()
+    assert fingerprint(pipe) == fingerprint(tiny_random_sd3)
+    pipe.text_encoder_3 = None  # as is done where T5 does not fit
+    assert fingerprint(pipe) != fingerprint(tiny_random_sd3)
 
 
 def test_large_tensors_are_sampled(monkeypatch):

@@ -102,5 +102,17 @@ def test_show_sites(real, capsys):
     assert listed["txt.embed"]["d_in"] == RECIPES[name] and len(listed) > 20
 
 
+def test_train_reads_what_record_wrote(real, capsys, tmp_path):
+    name, override = real
+    rows = "".join(f"p{n},a cup {n}\n" for n in range(3))
+    (tmp_path / "p.csv").write_text(f"id,prompt\n{rows}")
+    few = ["record.sigmas=2", "record.tokens=16", "sae.steps=5", "sae.expansion=2", "sae.batch_size=64", "sae.k=8"]
+    given = [name, override, *few, "train.spliced=1"]
+    answer(capsys, "record", *given, "--prompts", str(tmp_path / "p.csv"), "--out", str(tmp_path / "acts"))
+    result = answer(capsys, "train", *given, "--store", str(tmp_path / "acts"), "--out", str(tmp_path / "saes"))
+    assert len(result["saes"]) == 3 and all(sae["image"]["velocity_error"] >= 0 for sae in result["saes"])
+    assert {sae["d_sae"] for sae in result["saes"]} == {2 * RECIPES[name]}
+
+
 def test_the_tests_above_run_every_verb():
-    assert set(VERBS) == {"demo", "show", "record", "plan"}
+    assert set(VERBS) == {"demo", "show", "record", "train", "plan"}

@@ -77,9 +77,13 @@ def test_sigmas_are_found_as_they_are_shown():
     assert Recording(sigmas=(1, 0.463, 0.1046)).steps(SCHEDULE) == [0, 4, 5]
 
 
+def test_sigmas_are_kept_once_and_in_the_order_of_the_schedule_as_a_recording_keeps_them():
+    assert Recording(sigmas=(0.463, 1.0, 0.4634)).steps(SCHEDULE) == [0, 4]
+
+
 @pytest.mark.parametrize("sigma", [0.5, 0.0, 2.0, 0.937, float("nan")])
 def test_a_sigma_that_is_not_on_the_schedule_is_refused_with_those_that_are(sigma):
-    with pytest.raises(UsageError, match=r"is not on the schedule of 6 steps: give some of 1\.000, 0\.936"):
+    with pytest.raises(UsageError, match=r"is not on the schedule of 6 steps: choose from 1\.000, 0\.936"):
         Recording(sigmas=(1.0, sigma)).steps(SCHEDULE)
 
 

@@ -1,5 +1,7 @@
 """A recording is what really passes the site, labelled with whose it is; running it again gives the same bits."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -131,6 +133,17 @@ def test_rows_are_chosen_by_what_they_are(pipe, prompts, rows, labels):
         assert all(torch.allclose(x, uncond[0], atol=1e-5) for x in uncond)
     names = [batch.prompt_ids for batch in batches if batch.step == 0]
     assert {name for group in names for name in group} == {"gun", "cup", "hat", "axe"}
+
+
+def test_unconditional_rows_are_refused_where_there_are_none(pipe, prompts):
+    flux = "Flux" in type(pipe).__name__
+    for changes in ({"guidance": 1.0}, *([{"true_cfg": False}] if flux else [])):
+        drawing = replace(DRAWING, **changes)
+        wish = "true_cfg=True and guidance above 1" if flux else "guidance above 1"
+        with pytest.raises(UsageError, match=rf"rows='uncond': nothing is drawn without.*give a drawing with {wish}"):
+            record(pipe, prompts, POOLED, rows="uncond", drawing=drawing)
+        labels = {row for batch in record(pipe, prompts, POOLED, rows="all", drawing=drawing) for row in batch.row}
+        assert labels == {"cond"}, "control: there are none"
 
 
 def test_the_mean_over_tokens(pipe, prompts):

@@ -228,6 +228,18 @@ def test_an_epoch_reads_each_byte_once_and_never_more_than_two_pools_ahead(store
     assert bytes_read[0] <= 1.1 * ROWS * ROW_BYTES
 
 
+def test_the_disk_is_told_of_each_block_before_it_is_read(store, monkeypatch):
+    events, told, read = [], Address.expect, Address.read_into
+    monkeypatch.setattr(Address, "expect", lambda *a: events.append(("told", *a[1:3])) or told(*a))
+    monkeypatch.setattr(Address, "read_into", lambda *a: events.append(("read", *a[1:3])) or read(*a))
+    order(store, ROWS // 40, batch_size=40)
+    first = [event[1:] for event in events if event[0] == "read"][:130]
+    at = {event: number for number, event in reversed([*enumerate(events)])}
+    assert len(set(first)) == 130, "an epoch"
+    early = [at.get(("told", *block), len(events)) < at["read", *block] for block in first]
+    assert early == [False] * 16 + [True] * 114, "of the first, nobody knew"
+
+
 def test_an_order_of_some_prompts_has_their_rows_alone(store, bytes_read):
     few = store.of([{"id": f"p{n}"} for n in (3, 4, 5, 30)])
     rows = torch.cat(list(islice(Shuffled(few.at(IMG), 64, pool=POOL), 10)))

@@ -6,6 +6,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import safedig
 from safedig import storage
 from safedig.activations import record as recording
 from safedig.activations.address import Address, StoreError
@@ -114,6 +117,16 @@ def test_a_store_is_opened_without_its_model_from_above_or_within(whole):
     with pytest.raises(StoreError, match="holds 0 recordings; expected one"):
         open_store(folder / "nowhere")
     assert verify(folder) == {}
+    assert safedig.open_store is open_store
+
+
+def test_opening_a_store_does_not_bring_pandas_in(whole):
+    """It would cost a second and 80 MB of memory."""
+    code = (
+        "import sys; from safedig.activations.store import open_store; acts = open_store(sys.argv[1])\n"
+        "assert len(list(acts.at(acts.sites[0]))) and 'pyarrow' in sys.modules and 'pandas' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(whole[0])], check=True)
 
 
 def test_where_several_recordings_lie_they_are_named(copy):

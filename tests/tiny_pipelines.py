@@ -8,8 +8,6 @@ from diffusers import (
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
-    FluxTransformer2DModel,
-    SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
 from transformers import (
@@ -22,6 +20,8 @@ from transformers import (
     T5Tokenizer,
 )
 
+from tests.tiny_transformers import flux_transformer, sd3_transformer
+
 LETTERS = "abcdefghijklmnopqrstuvwxyz!"
 TEXT_TOKENS = 12
 CALL = {"height": 32, "width": 32, "num_inference_steps": 3, "max_sequence_length": TEXT_TOKENS, "output_type": "pt"}
@@ -30,17 +30,7 @@ CALL = {"height": 32, "width": 32, "num_inference_steps": 3, "max_sequence_lengt
 def tiny_flux(seed: int = 0) -> FluxPipeline:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        transformer = FluxTransformer2DModel(
-            patch_size=1,
-            in_channels=16,
-            num_layers=2,
-            num_single_layers=2,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=32,
-            pooled_projection_dim=32,
-            axes_dims_rope=(4, 6, 6),
-        )
+        transformer = flux_transformer(pooled_projection_dim=32)
         pipe = FluxPipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
             vae=_vae(),
@@ -56,19 +46,8 @@ def tiny_flux(seed: int = 0) -> FluxPipeline:
 def tiny_sd3(seed: int = 0) -> StableDiffusion3Pipeline:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        transformer = SD3Transformer2DModel(
-            sample_size=16,
-            patch_size=2,
-            in_channels=4,
-            num_layers=3,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=64,
-            caption_projection_dim=32,
-            pooled_projection_dim=64,
-            out_channels=4,
-            pos_embed_max_size=32,
-            qk_norm="rms_norm",
+        transformer = sd3_transformer(
+            sample_size=16, pos_embed_max_size=32, joint_attention_dim=64, pooled_projection_dim=64
         )
         pipe = StableDiffusion3Pipeline(
             transformer=transformer,

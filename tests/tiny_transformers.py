@@ -36,34 +36,29 @@ def _latent(side: int = SIDE, text: int = 32) -> dict[str, Any]:
     }
 
 
+def flux_transformer(**options: Any) -> Any:
+    given = {"in_channels": 16, "num_layers": 2, "num_single_layers": 2, "joint_attention_dim": 32}
+    return diffusers.FluxTransformer2DModel(**given | {"axes_dims_rope": (4, 6, 6)} | HEADS | options)
+
+
+def sd3_transformer(**options: Any) -> Any:
+    given = {"in_channels": 4, "out_channels": 4, "num_layers": 3, "caption_projection_dim": 32}
+    return diffusers.SD3Transformer2DModel(**given | {"qk_norm": "rms_norm"} | HEADS | options)
+
+
 def _flux(guided: bool) -> Built:
-    model = diffusers.FluxTransformer2DModel(
-        in_channels=16,
-        num_layers=2,
-        num_single_layers=2,
-        joint_attention_dim=32,
-        pooled_projection_dim=24,
-        axes_dims_rope=(4, 6, 6),
-        guidance_embeds=guided,
-        **HEADS,
-    )
+    model = flux_transformer(pooled_projection_dim=24, guidance_embeds=guided)
     guidance = {"guidance": torch.full((BATCH,), 3.5)} if guided else {}
     return model, _packed() | _ids(3) | {"pooled_projections": torch.randn(BATCH, 24)} | guidance
 
 
 def _sd3(dual: tuple[int, ...]) -> Built:
-    model = diffusers.SD3Transformer2DModel(
+    model = sd3_transformer(
         sample_size=SIDE,
-        in_channels=4,
-        num_layers=3,
-        joint_attention_dim=32,
-        caption_projection_dim=32,
-        pooled_projection_dim=24,
-        out_channels=4,
         pos_embed_max_size=SIDE,
-        qk_norm="rms_norm",
+        joint_attention_dim=32,
+        pooled_projection_dim=24,
         dual_attention_layers=dual,
-        **HEADS,
     )
     return model, _latent() | {"pooled_projections": torch.randn(BATCH, 24)}
 

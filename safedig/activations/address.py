@@ -1,7 +1,9 @@
 """A folder on local disk or at any fsspec address, in which files appear whole or not at all. The door to `fsspec`."""
 
 import errno
+import os
 import shutil
+from contextlib import suppress
 from glob import escape
 from os import PathLike
 from pathlib import Path, PurePosixPath
@@ -68,6 +70,13 @@ class Address:
                 return done == len(room)
         except FileNotFoundError:
             return False
+
+    def expect(self, name: str, start: int, size: int) -> None:
+        """Have a local disk begin to read these bytes, which will be asked for soon; a hint, and free."""
+        if not (self.local and hasattr(os, "posix_fadvise")):
+            return
+        with suppress(FileNotFoundError), open(f"{self.root}/{name}", "rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), start, size, os.POSIX_FADV_WILLNEED)
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; None if it is not there."""

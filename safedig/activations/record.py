@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
+from itertools import chain
+from itertools import repeat as repeated
 from os import PathLike
 from typing import Any, Literal
 
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from ..config import UsageError
 from ..hooks import Context, SigmaClock, attach
-from ..pipelines import Drawing, draw, fingerprint
+from ..pipelines import Drawing, draw, fingerprint, guided, is_flux
 from ..progress import track
 from ..shadow import listen
 from ..sites import Site, resolve, transformer
@@ -56,6 +58,9 @@ def record(
     if isinstance(tokens, int) and tokens < 1:
         raise UsageError(f"tokens={tokens}: expected at least 1, 'all' or 'pooled'.")
     chosen, plan, drawing = resolve(pipe, sites), Plan.of(prompts, batch_size, paired), drawing or Drawing.of(pipe)
+    if rows == "uncond" and not guided(pipe, drawing):
+        wish = "true_cfg=True and guidance above 1" if is_flux(pipe) else "guidance above 1"
+        raise UsageError(f"rows='uncond': nothing is drawn without the prompt here; give a drawing with {wish}.")
     steps = None if sigmas is None else steps_at(pipe, drawing, sigmas)
     run = _Run(pipe, plan, rows, tokens, steps, drawing)
     if store is None:
@@ -139,9 +144,9 @@ class _Taking:
                 site=context.site,
                 step=context.step,
                 sigma=context.sigma,
-                prompt_ids=[row["id"] for row in images for _ in range(count)],
-                seeds=[row["seed"] for row in images for _ in range(count)],
-                row=tuple(context.rows[at] for at in keep for _ in range(count)),
+                prompt_ids=_repeated([row["id"] for row in images], count),
+                seeds=_repeated([row["seed"] for row in images], count),
+                row=tuple(_repeated([context.rows[at] for at in keep], count)),
                 token=rearrange(token, "image token -> (image token)"),
                 x=rearrange(part, "image token d -> (image token) d"),
             )
@@ -185,9 +190,14 @@ def _quota(
 ) -> tuple[Int[Tensor, "image kept"], Int[Tensor, "image kept"]]:
     """For each image `quota` of `count` tokens, in order, here and on the device; by its seed and the step alone."""
     generators = (np.random.Generator(np.random.Philox(key=(seed % 2**64, step % 2**64))) for seed in seeds)
-    drawn = [np.sort(generator.choice(count, quota, replace=False, shuffle=False)) for generator in generators]
-    token = torch.from_numpy(np.stack(drawn))
+    lots = np.stack([generator.random(count, dtype=np.float32) for generator in generators])
+    token = torch.from_numpy(np.sort(np.argpartition(lots, quota - 1)[:, :quota]))
     return token, token.to(device, non_blocking=True)
+
+
+def _repeated(labels: list[Any], count: int) -> list[Any]:
+    """Each label as often as its image has rows."""
+    return list(chain.from_iterable(repeated(label, count) for label in labels))
 
 
 def _rows(x: Float[Tensor, "batch token d"], keep: list[int]) -> Float[Tensor, "image token d"]:

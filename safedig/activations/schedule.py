@@ -1,6 +1,6 @@
 """The σ values that a drawing really takes, asked of the pipeline itself, and the steps at which wanted ones lie."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..config import UsageError
@@ -23,17 +23,18 @@ def schedule(pipe: Any, drawing: Drawing) -> list[float]:
 
 
 def steps_at(pipe: Any, drawing: Drawing, sigmas: Iterable[float]) -> tuple[int, ...]:
-    """The steps of these σ, in the order of the schedule; an unknown σ is an error that names those that exist."""
+    """The steps of these σ, in the order of the schedule."""
     levels = schedule(pipe, drawing)
-    steps = set()
-    for sigma in sigmas:
-        nearest = min(range(len(levels)), key=lambda step: abs(levels[step] - sigma))
-        if not abs(levels[nearest] - sigma) <= _SAME:
-            raise UsageError(
-                f"σ = {sigma} is not on the schedule of {drawing.steps} steps: "
-                f"choose from {', '.join(f'{level:.3f}' for level in levels)}."
-            )
-        steps.add(nearest)
+    steps = tuple(sorted({step_of(sigma, levels) for sigma in sigmas}))
     if not steps:
         raise UsageError("sigmas is empty: leave it out to record every step, or name at least one σ.")
-    return tuple(sorted(steps))
+    return steps
+
+
+def step_of(sigma: float, levels: Sequence[float]) -> int:
+    """The step of a σ on a schedule; an unknown one is an error that names those that exist."""
+    nearest = min(range(len(levels)), key=lambda step: abs(levels[step] - sigma))
+    if not abs(levels[nearest] - sigma) <= _SAME:
+        there = ", ".join(f"{level:.3f}" for level in levels)
+        raise UsageError(f"σ = {sigma:g} is not on the schedule of {len(levels)} steps: choose from {there}.")
+    return nearest

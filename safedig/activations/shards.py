@@ -45,6 +45,11 @@ class Strip:
         """The first and the last but one row of a block."""
         return block * self.block_rows, min((block + 1) * self.block_rows, self.rows)
 
+    def bytes_of(self, block: int) -> tuple[int, int]:
+        """Where a block's bytes begin in the file, and how many they are."""
+        start, stop = self.span(block)
+        return self.offset + start * self.row_bytes, (stop - start) * self.row_bytes
+
     def view(self, flat: Shaped[Tensor, " bytes"]) -> Shaped[Tensor, "rows width"]:
         return flat.view(self.kind).view(-1, self.width)
 
@@ -94,11 +99,16 @@ class Shard:
             self._prove(address, strip, block, room[start:stop], whole)
         return strip.view(flat)
 
+    def expect_block(self, address: Address, name: str, block: int) -> None:
+        """The block will be read soon."""
+        address.expect(self.file, *self.strips[name].bytes_of(block))
+
     def read_block(self, address: Address, name: str, block: int, room: memoryview) -> None:
         """One block of a tensor's rows, into `room`."""
         strip = self.strips[name]
-        whole = address.read_into(self.file, strip.offset + strip.span(block)[0] * strip.row_bytes, room)
-        self._prove(address, strip, block, room, whole)
+        start, size = strip.bytes_of(block)
+        assert len(room) == size
+        self._prove(address, strip, block, room, address.read_into(self.file, start, room))
 
     def _prove(self, address: Address, strip: Strip, block: int, data: memoryview, whole: bool) -> None:
         from xxhash import xxh3_64_intdigest

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import cycle
+from dataclasses import dataclass
+from itertools import cycle, pairwise
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from .shards import Shard
 from .stream import Activations
 
 _POOL = 3 * 2**24  # bytes; with torch itself, two of them and a batch stay below 500 MB
-_READERS = 4  # blocks of a pool that are read at once
+_READERS = 4  # blocks that are asked of a remote address at once
+_TOLD = 16  # blocks that a local disk is told of before they are read
 
 
 class Reservoir:
@@ -103,7 +105,7 @@ class Shuffled:
         return self
 
     def __next__(self) -> Shaped[Tensor, "batch d"]:
-        batch, filled = torch.empty(self._batch_size, self._strip.width, dtype=self._strip.kind), 0
+        batch, filled = self._strip.view(_memory(self._batch_size * self._strip.row_bytes)), 0
         while filled < self._batch_size:
             if len(self._picks) == 0:
                 self._x, self._picks = next(self._pools)
@@ -127,45 +129,57 @@ class Shuffled:
 
     def _filled(self, position: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Pools and the order of their rows, from the row number `position` of the endless order on."""
-        turns = self._turns(position)
-        rooms = cycle([_Room(), _Room()])  # one is drawn from while the other is filled
-        ahead = self._ahead.submit(self._fill, next(rooms), *next(turns))
-        while True:
-            x, picks = ahead.result()
-            ahead = self._ahead.submit(self._fill, next(rooms), *next(turns))
-            yield x, picks
+        most = -(-self._blocks["rows"].sum() // self._pools_an_epoch) + self._blocks["rows"].max()
+        size = int(most) * self._strip.row_bytes
+        # One is drawn from while the other is filled, for ever: fresh memory costs as much time as reading does.
+        rooms = cycle([_memory(size) for _ in range(2)])
+        filled = None
+        for turn, later in pairwise(self._turns(position)):
+            before, filled = filled, self._ahead.submit(self._fill, next(rooms), turn, later)
+            if before is not None:
+                yield before.result()
 
-    def _turns(self, position: int) -> Iterator[tuple[int, int, Any, int]]:
-        """Which blocks fill which pool of which epoch, and how many of its rows have been used before."""
+    @property
+    def _pools_an_epoch(self) -> int:
+        return -(-int(self._blocks["rows"].sum()) * self._strip.row_bytes // self._pool)
+
+    def _turns(self, position: int) -> Iterator["_Turn"]:
+        """The pools of the endless order, from that row on."""
         epoch, used = divmod(position, self._rows)
-        total = int(self._blocks["rows"].sum())
-        pools = -(-total * self._strip.row_bytes // self._pool)
+        total, pools = int(self._blocks["rows"].sum()), self._pools_an_epoch
         while True:
             blocks = self._blocks[np.random.default_rng([self._seed, epoch]).permutation(len(self._blocks))]
             starts = blocks["rows"].cumsum() - blocks["rows"]
             edges = np.searchsorted(starts * pools // total, np.arange(pools + 1))
             for number in range(pools):
-                here = blocks[edges[number] : edges[number + 1]]
+                here = np.sort(blocks[edges[number] : edges[number + 1]], order=("shard", "block"))
                 if used < here["kept"].sum():
-                    yield epoch, number, here, used
+                    yield _Turn(here, (self._seed, epoch, number + 1), used)
                 used = max(0, used - int(here["kept"].sum()))
             epoch += 1
 
-    def _fill(self, pool: "_Room", epoch: int, number: int, blocks: Any, used: int) -> tuple[Tensor, Tensor]:
-        """Read these blocks, and draw the order of the rows that are wanted of them."""
-        stops = blocks["rows"].cumsum() * self._strip.row_bytes
-        flat = pool.of(int(stops[-1]))
-        room, starts = flat.numpy().data, [0, *stops[:-1]]
+    def _fill(self, room: Shaped[Tensor, " bytes"], turn: "_Turn", later: "_Turn") -> tuple[Tensor, Tensor]:
+        """Read the blocks of this turn, and draw the order of the rows that are wanted of them."""
+        address, site = self._store.address, self._site
+        stops = (turn.blocks["rows"].cumsum() * self._strip.row_bytes).tolist()
+        flat = room[: stops[-1]]
+        parts = [flat.numpy().data[start:stop] for start, stop in pairwise([0, *stops])]
+        blocks = [
+            (self._store.shards[shard], block)
+            for one in (turn, later)
+            for shard, block in zip(one.blocks["shard"].tolist(), one.blocks["block"].tolist(), strict=True)
+        ]
 
-        def read(at: int) -> None:
-            shard = self._store.shards[int(blocks["shard"][at])]
-            part = room[int(starts[at]) : int(stops[at])]
-            shard.read_block(self._store.address, self._site, int(blocks["block"][at]), part)
+        def read(at: int, part: memoryview) -> None:
+            for shard, block in blocks[at + _TOLD : at + _TOLD + 1]:
+                shard.expect_block(address, site, block)
+            shard, block = blocks[at]
+            shard.read_block(address, site, block, part)
 
-        list(self._readers.map(read, range(len(blocks))))
-        picks = np.arange(blocks["rows"].sum()) if self._wanted is None else self._kept(blocks)
-        order = np.random.default_rng([self._seed, epoch, number + 1]).permutation(picks)
-        return self._strip.view(flat), torch.from_numpy(order[used:])
+        list((map if address.local else self._readers.map)(read, range(len(parts)), parts))
+        picks = np.arange(turn.blocks["rows"].sum()) if self._wanted is None else self._kept(turn.blocks)
+        order = np.random.default_rng(turn.seed).permutation(picks)
+        return self._strip.view(flat), torch.from_numpy(order[turn.used :])
 
     def _kept(self, blocks: Any) -> Any:
         """Where the wanted rows of these blocks lie in their pool."""
@@ -178,16 +192,18 @@ class Shuffled:
         return np.concatenate(kept).nonzero()[0]
 
 
-class _Room:
-    """Memory that is used again and again: fresh memory costs the kernel as much time as reading costs the disk."""
+@dataclass(frozen=True)
+class _Turn:
+    """Which blocks fill a pool, what decides the order of its rows, and how many of them have been used before."""
 
-    def __init__(self) -> None:
-        self._flat = torch.empty(0, dtype=torch.uint8)
+    blocks: Any
+    seed: tuple[int, ...]
+    used: int
 
-    def of(self, size: int) -> Shaped[Tensor, " bytes"]:
-        if len(self._flat) < size:
-            self._flat = torch.empty(size, dtype=torch.uint8)
-        return self._flat[:size]
+
+def _memory(size: int) -> Shaped[Tensor, " bytes"]:
+    """Numpy asks for huge pages, and its allocations, unlike torch's, take the place of freed ones of the same size."""
+    return torch.from_numpy(np.empty(size, dtype=np.uint8))
 
 
 def _wanted(activations: Activations) -> dict[int, Any] | None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..progress import say, track
 from ..sites import Site
 from .address import Address, StoreError
-from .index import from_parquet, shards
+from .index import from_parquet, numbers, shards
 from .shards import TOKENS, Shard
 from .stream import Activations, Batch
 
@@ -56,10 +56,10 @@ class Store:
 
     def lines(self, site: Site | None = None) -> Iterator[tuple[int, list[dict[str, Any]]]]:
         """The lines of the index, at one site if given, shard by shard."""
-        import pyarrow.compute as pc
+        from pyarrow.compute import equal  # type: ignore[attr-defined]
 
-        index = self.index if site is None else self.index.filter(pc.field("site") == str(site))
-        ends = index["batch"].to_numpy()
+        index = self.index if site is None else self.index.filter(equal(self.index["site"], str(site)))
+        ends = numbers(index, "batch")
         for number in self.shards:
             start, stop = ends.searchsorted(number), ends.searchsorted(number, side="right")
             yield number, index.slice(start, stop - start).to_pylist()

@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from safedig.activations.schedule import step_of
 from safedig.config import UsageError, build, did_you_mean, from_toml, to_toml
 from safedig.pipelines import Drawing, Offload, load_pipeline
-from safedig.sae.train import SAEOptions
+from safedig.sae.options import SAEOptions
 
 FOLDER = Path(__file__).parent
-_SAME_SIGMA = 5e-4  # a σ may be given with three decimals, as it is shown
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,44 @@ class Recording:
         if isinstance(self.sigmas, int):
             count, last = min(self.sigmas, len(schedule)), len(schedule) - 1
             return [round(at * last / max(count - 1, 1)) for at in range(count)]
-        return [_step_of(float(sigma), schedule) for sigma in self.sigmas]
+        return sorted({step_of(float(sigma), schedule) for sigma in self.sigmas})
+
+
+@dataclass(frozen=True)
+class Training:
+    """Which runs `safedig train` makes of one reading, beside what [sae] says, and what it measures them on."""
+
+    expansions: tuple[int, ...] = ()
+    """Of these widths, if any are given, each with each k."""
+    ks: tuple[int, ...] = ()
+    held_out: float = 0.1
+    """Share of the prompts that is not trained on; twins stay together."""
+    spliced: int = 16
+    """Held-out images on which the velocity's error is measured; with 0 the model is not loaded."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out < 1 or self.spliced < 0:
+            raise UsageError(
+                f"train.held_out={self.held_out}, train.spliced={self.spliced}: expected a share between 0 and 1, and "
+                "a number from 0 on."
+            )
+
+
+@dataclass(frozen=True)
+class Adapting:
+    """Which domain `safedig adapt` moves the decoders to, and what holds them."""
+
+    target: str = ""
+    """Place of the target's recording; `runs/record-MODEL-target` unless given."""
+    objectives: tuple[Literal["reconstruction", "contrast"], ...] = ("reconstruction", "contrast")
+    share: float = 0.2
+    """Weight of the source's rows among all rows."""
+    pseudo_count: float = 10.0
+    """Each row of the source's decoder weighs as much as this many rows in which its feature fires."""
+    align_mean: bool = False
+    """Whether the encoder reads the target about the source's mean; the codes are then no longer equal."""
+    fine_tune: int = 0
+    """Steps of a warm fine-tune that is measured beside, encoder and all; it is not kept."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +98,7 @@ class Recipe:
     sites: tuple[str, ...]
     seed: int = 0
     strength: float = 2.0
-    quantile: float = 0.999  # share of the benign tokens learnt from on which the gate stays closed
+    quantile: float = 0.999  # share of the benign images that set the gate on which it stays closed
     prompts: Counts = field(default_factory=Counts)
     sae: SAEOptions = field(default_factory=SAEOptions)
     # What is None is left out of the TOML, and so out of `sha`: results of the tiny recipes stay what they were.
@@ -70,6 +107,8 @@ class Recipe:
     offload: Offload | None = None
     drawing: dict[str, Any] | None = None  # fields of `Drawing`, laid over those of the model
     record: Recording | None = None
+    train: Training | None = None
+    adapt: Adapting | None = None
 
     @property
     def sha(self) -> str:
@@ -96,11 +135,3 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     if not path.is_file() or (path.parent == FOLDER and path.stem not in names()):
         raise UsageError(f"There is no recipe '{name}'. {did_you_mean(name, names())}")
     return from_toml(Recipe, path.read_text(encoding="utf-8"), overrides)
-
-
-def _step_of(sigma: float, schedule: Sequence[float]) -> int:
-    step = min(range(len(schedule)), key=lambda at: abs(schedule[at] - sigma))
-    if not abs(schedule[step] - sigma) <= _SAME_SIGMA:
-        there = ", ".join(f"{value:.3f}" for value in schedule)
-        raise UsageError(f"σ = {sigma:g} is not on the schedule of {len(schedule)} steps: give some of {there}.")
-    return step

@@ -1,135 +1,206 @@
-"""Train one autoencoder a site from a recorded stream, with sae-lens' own trainer and BatchTopK.
+"""Train autoencoders from a stream, several a site from one reading of it: a store's rows, or what a pipeline gives.
 
-What comes out is folded: standardisation, decoder norms and `b_dec` are in the weights, so that codes are a function
-of the raw activation and the encoder alone.
+Sites are trained one after the other, so that only one site's weights are held at a time.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+from os import PathLike
+from pathlib import Path
+from typing import Any, overload
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..activations.record import Activations
-from ..activations.shuffle import Reservoir, endless
 from ..config import UsageError
-from ..progress import track
+from ..progress import say, track
 from ..sites import Site
-from .metrics import measure
-from .model import Decoder, Encoder, SparseAutoencoder
+from . import rows
+from .doctor import compared, diagnose
+from .fitting import Run
+from .metrics import measure, measure_by_sigma
+from .model import SparseAutoencoder
+from .options import Limits, SAEOptions
+from .resume import Checkpoint
+from .rows import Standard
+from .survey import Survey, survey
+
+__all__ = ["Limits", "SAEOptions", "train", "train_on"]
+
+_SAMPLE = 2**16  # rows that are measured; of a store also those that centre and scale are fitted to
+_CHECKED = 2**12  # held-out rows that are measured on the way
+_TOLD, _KEPT = 5, 20  # times that progress is told, and that a checkpoint is written
 
 
-@dataclass(frozen=True)
-class SAEOptions:
-    """How to train; the same for every site of one call."""
-
-    expansion: int = 8
-    """d_sae / d_in."""
-    k: int = 20
-    """Active features a row, on average."""
-    steps: int = 1000
-    batch_size: int = 512
-    lr: float = 1e-3
-    """Adam's step size; falls linearly to 0 over the last fifth."""
-    aux: float = 1 / 32
-    """Weight of the loss that revives features which have not fired for a tenth of the run."""
-    seed: int = 0
-    buffer: int = 2**18
-    """Rows of a site held in memory: a uniform sample of the stream, d_in · 4 bytes each."""
-
-
+@overload
 def train(
-    activations: Activations, sites: Iterable[Site] | None = None, options: SAEOptions | None = None
-) -> dict[Site, SparseAutoencoder]:
-    """One pass over the stream, then one autoencoder for each site, by default for every recorded one."""
-    options = options or SAEOptions()
-    reservoirs = {site: Reservoir(options.buffer, options.seed) for site in sites or activations.sites}
-    for site in reservoirs:
-        activations.at(site)  # names what was recorded if this was not
-    stream = activations if len(reservoirs) > 1 else activations.at(next(iter(reservoirs)))
-    for batch in stream:
-        if batch.site not in reservoirs:
-            continue
-        if not batch.x.isfinite().all():
-            raise UsageError(f"'{batch.site}' holds NaN or infinity in step {batch.step}: load the model in bfloat16.")
-        reservoirs[batch.site].add(batch.x)
-    return {
-        site: train_on(
-            reservoir.rows(), options, description=f"Training SAE at {site}", site=str(site), model=activations.model
-        )
-        for site, reservoir in reservoirs.items()
-    }
+    activations: Activations,
+    sites: Iterable[Site] | None = ...,
+    options: SAEOptions | None = ...,
+    *,
+    held_out: Activations | None = ...,
+    checkpoints: str | PathLike[str] | None = ...,
+    device: str | torch.device = ...,
+) -> dict[Site, SparseAutoencoder]: ...
+@overload
+def train(
+    activations: Activations,
+    sites: Iterable[Site] | None,
+    options: Sequence[SAEOptions],
+    *,
+    held_out: Activations | None = ...,
+    checkpoints: str | PathLike[str] | None = ...,
+    device: str | torch.device = ...,
+) -> dict[Site, list[SparseAutoencoder]]: ...
+def train(
+    activations: Activations,
+    sites: Iterable[Site] | None = None,
+    options: SAEOptions | Sequence[SAEOptions] | None = None,
+    *,
+    held_out: Activations | None = None,
+    checkpoints: str | PathLike[str] | None = None,
+    device: str | torch.device = "cpu",
+) -> Any:
+    """One autoencoder for each site, by default for every recorded one; with several options, one for each of them.
+
+    `held_out`, the same sites under other prompts, is what is measured; without it, a sample of the training rows is.
+    What interrupts the training costs what was done since the last of twenty checkpoints, if there is a folder for
+    `checkpoints`: the same call goes on from there, to the same losses. Under `accelerate launch` the processes share
+    every batch.
+    """
+    runs = [options or SAEOptions()] if not isinstance(options, Sequence) else list(options)
+    if not runs:
+        raise UsageError("There are no options to train with: give at least one SAEOptions, or none at all.")
+    chosen = list(sites if sites is not None else activations.sites)
+    stored = activations.store is not None
+    size = min(_SAMPLE, runs[0].buffer) if stored else max(one.buffer for one in runs)
+    found = survey(activations, chosen, size, runs[0].seed)
+    asked = survey(held_out, chosen, _SAMPLE, runs[0].seed) if held_out is not None else {}
+    trained, kept = {}, []
+    for site in chosen:
+        task = _Task(activations, found[site], asked.get(site), runs, device)
+        if checkpoints is not None:
+            task.checkpoint = Checkpoint(Path(checkpoints) / str(site).replace(":", "."), task.identity())
+            kept.append(task.checkpoint)
+        trained[site] = task.fit()
+    for checkpoint in kept:
+        checkpoint.remove()
+    return trained if isinstance(options, Sequence) else {site: saes[0] for site, saes in trained.items()}
 
 
 def train_on(
-    x: Float[Tensor, "rows d_in"], options: SAEOptions, *, description: str = "Training SAE", **metadata: Any
+    x: Float[Tensor, "rows d_in"],
+    options: SAEOptions,
+    *,
+    description: str = "Training SAE",
+    device: str | torch.device = "cpu",
+    **metadata: Any,
 ) -> SparseAutoencoder:
     """Train on rows that are already there. The result depends on `x` and the options; the global generator is kept."""
-    if options.k > options.expansion * x.shape[1]:
-        raise UsageError(f"k={options.k} of {options.expansion * x.shape[1]} features: lower k or raise expansion.")
-    centre = x.double().mean(0).float()
-    scale = (x.float() - centre).square().mean().sqrt().clamp(min=1e-8)  # one scalar: directions keep their lengths
-    with _seeded(options.seed):
-        raw = _fit(endless(x, options.batch_size, options.seed), centre, scale, options, description)
-    sae = _fold(raw, centre, scale)
-    quality = measure(sae, x[: 2**16].split(4096))
-    return SparseAutoencoder(sae.encoder, sae.decoder, metadata | quality | {"options": asdict(options)})
+    options.d_sae(x.shape[1])
+    standard = Standard.of(x, options.limits or Limits())
+    run = Run(x.shape[1], options, device)
+    on_device = standard.to(device)
+    batches = islice(rows.in_memory(x, options.batch_size, options.seed), options.steps)
+    for batch in track(batches, description, options.steps):
+        run.step(on_device(batch))
+    sae = run.sae(standard)
+    quality = measure(sae, x[:_SAMPLE].split(_CHECKED))
+    told = {"options": asdict(options), "curve": run.curve}
+    return SparseAutoencoder(sae.encoder, sae.decoder, metadata | quality | told)
 
 
-def _fit(
-    batches: Iterator[Tensor], centre: Tensor, scale: Tensor, options: SAEOptions, description: str
-) -> dict[str, Tensor]:
-    """The weights of sae-lens' inference model, with unit decoder rows, in standardised units."""
-    from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, SAETrainer
-    from sae_lens.config import SAETrainerConfig
+class _Task:
+    """The runs at one site, in lockstep: those that ask for the same batches get the very same ones."""
 
-    d_in = len(centre)
-    sae = BatchTopKTrainingSAE(
-        BatchTopKTrainingSAEConfig(
-            d_in=d_in,
-            d_sae=options.expansion * d_in,
-            k=options.k,
-            topk_threshold_lr=0.05,
-            aux_loss_coefficient=options.aux,
-            device=str(centre.device),
-        )
-    )
-    trainer = SAETrainer(
-        cfg=SAETrainerConfig(
-            total_training_samples=options.steps * options.batch_size,
-            train_batch_size_samples=options.batch_size,
-            lr=options.lr,
-            lr_end=options.lr,
-            lr_decay_steps=options.steps // 5,
-            dead_feature_window=max(options.steps // 10, 1),
-            device=str(centre.device),
-        ),
-        sae=sae,
-        data_provider=iter(()),  # only fit() reads it; step() is given its batch
-    )
-    for _ in track(range(options.steps), description):
-        trainer.step((next(batches).float() - centre) / scale)
-        trainer.n_training_steps += 1
-    weights = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
-    sae.process_state_dict_for_saving_inference(weights)
-    return {name: tensor.detach().float() for name, tensor in weights.items()}
+    def __init__(
+        self,
+        activations: Activations,
+        found: Survey,
+        asked: Survey | None,
+        options: Sequence[SAEOptions],
+        device: str | torch.device,
+    ):
+        self.activations, self.found, self.asked = activations.at(found.site), found, asked
+        self.options, self.device = options, device
+        self.checkpoint: Checkpoint | None = None
+        self.standards = [Standard.of(found.x, one.limits or Limits()) for one in options]
+        d_in = found.x.shape[1]
+        if asked is not None and asked.x.shape[1] != d_in:
+            raise UsageError(
+                f"'{found.site}': d_in={d_in} to train on, {asked.x.shape[1]} held out: record them alike."
+            )
+        self.runs = [Run(d_in, one, device) for one in options]
 
+    def identity(self) -> dict[str, Any]:
+        return {
+            "model": self.activations.model,
+            "site": str(self.found.site),
+            "data": self.found.data,
+            "options": [asdict(one) for one in self.options],
+        }
 
-def _fold(raw: dict[str, Tensor], centre: Tensor, scale: Tensor) -> SparseAutoencoder:
-    """From p = ((a − μ)/s − b_dec)·W_enc + b_enc to p = a·W_enc' + b_enc', and the decoder back to raw units."""
-    length = raw["W_dec"].norm(dim=1).clamp(min=1e-8) * scale
-    W_enc = raw["W_enc"] / scale
-    b_enc = raw["b_enc"] - centre @ W_enc - raw["b_dec"] @ raw["W_enc"]
-    encoder = Encoder(W_enc * length, b_enc * length, raw["threshold"].clamp(min=0) * length)
-    return SparseAutoencoder(encoder, Decoder(raw["W_dec"] * (scale / length)[:, None], raw["b_dec"] * scale + centre))
+    def fit(self) -> list[SparseAutoencoder]:
+        if self.checkpoint is not None and self.checkpoint.load(self.runs):
+            say(f"{self.found.site}: going on from step {max(run.done for run in self.runs)}.")
+        for _ in track(self._lockstep(), f"Training SAE at {self.found.site}", max(o.steps for o in self.options)):
+            lead = max(self.runs, key=lambda run: run.options.steps)
+            if lead.due(_TOLD):
+                self._tell(lead)
+            if self.checkpoint is not None and lead.due(_KEPT) and lead.averaging.share_of.first:
+                self.checkpoint.save(self.runs)
+        return [self._finished(run, standard) for run, standard in zip(self.runs, self.standards, strict=True)]
 
+    def _lockstep(self) -> Iterator[int]:
+        """One step of every run that is not finished; all of them are equally far."""
+        done = max(run.done for run in self.runs)
+        if all(run.finished for run in self.runs):
+            return
+        orders = {key: self._batches(*key, done) for key in {(o.batch_size, o.seed) for o in self.options}}
+        standards = [standard.to(self.device) for standard in self.standards]
+        while not all(run.finished for run in self.runs):
+            drawn = {key: next(order) for key, order in orders.items()}
+            for run, standard in zip(self.runs, standards, strict=True):
+                if not run.finished:
+                    run.step(standard(drawn[run.options.batch_size, run.options.seed]))
+            done += 1
+            yield done
 
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """sae-lens draws its first weights from the global generator: seed it, and put it back."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
+    def _batches(self, batch_size: int, seed: int, done: int) -> Iterator[Tensor]:
+        if self.activations.store is not None:
+            return rows.from_store(self.activations, batch_size, seed, done)
+        return rows.in_memory(self.found.x, batch_size, seed, done)
+
+    def _tell(self, lead: Run) -> None:
+        """How far each run is, on the rows it learns from and on those it does not."""
+        for run, standard in zip(self.runs, self.standards, strict=True):
+            now = {name: column[-1] for name, column in run.curve.items()}
+            held_out = ""
+            if self.asked is not None and run.done == lead.done:
+                check = measure(run.sae(standard), [self.asked.x[:_CHECKED]])
+                run.checks.append({"step": run.done} | check)
+                held_out = f", held out FVU {check['fvu']:.4f}"
+            who = f"{self.found.site} ×{run.options.expansion} k {run.options.k}"
+            say(f"  {who}, step {run.done}: FVU {now['fvu']:.4f}, L0 {now['l0']:.1f}, dead {now['dead']:.1%}{held_out}")
+
+    def _finished(self, run: Run, standard: Standard) -> SparseAutoencoder:
+        sae, seen = run.sae(standard), self.asked or self.found
+        quality = measure_by_sigma(sae, seen.x[:_SAMPLE], seen.sigma[:_SAMPLE])
+        diagnosis = diagnose(self.found.x, run.options.expansion, run.options.k, run.options.seed)
+        metadata = {
+            "model": self.activations.model,
+            "site": str(self.found.site),
+            "stream": self.found.site.stream,
+            "measured_on": "held-out prompts" if self.asked is not None else "training rows",
+            "options": asdict(run.options),
+            "data": self.found.facts(),
+            "preprocessing": {"scale": standard.scale, "reach": standard.reach, "clip": standard.clip},
+            "doctor": asdict(diagnosis) | compared(diagnosis, quality),
+            "curve": run.curve,
+            "checks": run.checks,
+        }
+        return SparseAutoencoder(sae.encoder, sae.decoder, json.loads(json.dumps(quality | metadata)))

@@ -1,4 +1,4 @@
-"""Where an edit may act: a boolean for each token, open where a harmful feature is above its benign range."""
+"""Where an edit may act: a boolean for each token, open where the harmful codes add up to more than is benign."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,11 +10,16 @@ from torch import Tensor
 from ..hooks import Context
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Gate:
-    """Opens for a token if any code exceeds its threshold, σ lies in the window and the row is to be steered."""
+    """Opens for a token if Σ_M z_j exceeds the threshold, σ lies in the window and the row is to be steered.
 
-    threshold: Float[Tensor, " features"]
+    One threshold for the sum: features that are each a little up in harmless tokens are seldom all up in one.
+    """
+
+    threshold: float
+    scope: Literal["token", "image"] = "token"
+    """What a token over the threshold opens it for: itself, or all tokens of its image, where the harm has spread."""
     rows: Literal["cond", "all"] = "cond"
     """Under guidance the unconditional row is what the image is pushed away from; by default it is left alone."""
     sigmas: tuple[float, float] = (0.0, 1.0)
@@ -22,7 +27,9 @@ class Gate:
 
     def __call__(self, z: Float[Tensor, "batch token features"], context: Context) -> Bool[Tensor, "batch token"]:
         steered = torch.tensor(self.steered(context), device=z.device)
-        return (z > self.threshold).any(-1) & steered[:, None]
+        over = z.sum(-1) > self.threshold
+        over = over if self.scope == "token" else over.any(-1, keepdim=True).expand_as(over)
+        return over & steered[:, None]
 
     def steered(self, context: Context) -> list[bool]:
         """The rows whose tokens it may open for at this σ."""

@@ -19,15 +19,16 @@ from torch import Tensor
 
 from ..config import UsageError, build, did_you_mean
 from ..features import Features
+from ..features.heights import columns
 from ..hooks import Context, attach
 from ..pipelines import fingerprint
-from ..sae.model import Encoder, SparseAutoencoder
+from ..sae.model import SparseAutoencoder, ThresholdEncoder
 from ..sites import Site
 from ..storage import write_atomically
 from .edits import EDITS, Repel
 from .gate import Gate
 
-_CONFIG, _TENSORS, _FORMAT = "steering.json", "steering.safetensors", 1
+_CONFIG, _TENSORS, _FORMAT = "steering.json", "steering.safetensors", 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,25 +37,18 @@ class Rule:
 
     index: Int[Tensor, " features"]
     """Which features of the autoencoder they are."""
-    encoder: Encoder
+    encoder: ThresholdEncoder
     directions: Float[Tensor, "features d_in"]
     gate: Gate
     edits: tuple[Repel, ...]
 
     def tensors(self) -> dict[str, Tensor]:
         encoder = {name: getattr(self.encoder, name) for name in ("W_enc", "b_enc", "threshold")}
-        return {"index": self.index, **encoder, "directions": self.directions, "gate": self.gate.threshold}
+        return {"index": self.index, **encoder, "directions": self.directions}
 
     @classmethod
-    def of(
-        cls,
-        tensors: Mapping[str, Tensor],
-        rows: Literal["cond", "all"],
-        sigmas: tuple[float, float],
-        edits: Sequence[Repel],
-    ) -> "Rule":
-        encoder = Encoder(tensors["W_enc"], tensors["b_enc"], tensors["threshold"])
-        gate = Gate(tensors["gate"], rows, sigmas)
+    def of(cls, tensors: Mapping[str, Tensor], gate: Gate, edits: Sequence[Repel]) -> "Rule":
+        encoder = ThresholdEncoder(tensors["W_enc"], tensors["b_enc"], tensors["threshold"])
         return cls(tensors["index"], encoder, tensors["directions"], gate, tuple(edits))
 
 
@@ -67,10 +61,11 @@ class Steering:
         features: Mapping[Site, Features],
         edits: Sequence[Repel] = (Repel(),),
         *,
+        scope: Literal["token", "image"] = "token",
         rows: Literal["cond", "all"] = "cond",
         sigmas: tuple[float, float] = (0.0, 1.0),
     ):
-        """`saes` are those of `fit_contrast`; edits act one after the other; for `rows` and `sigmas` see `Gate`."""
+        """`saes` are those of `fit_contrast`; edits act one after the other; for the others see `Gate`."""
         models = {str(saes[site].metadata.get("model", "")) for site in features}
         if len(models) != 1 or "" in models:
             raise UsageError("The SAEs do not all name one model that they were trained on: train them together.")
@@ -79,9 +74,9 @@ class Steering:
         self.rules = {
             site: Rule(
                 found.index,
-                saes[site].encoder.columns(found.index),
+                columns(saes[site], found.index),
                 saes[site].decoder.W_dec[found.index],
-                Gate(found.threshold, rows, sigmas),
+                Gate(found.threshold, scope, rows, sigmas),
                 tuple(edits),
             )
             for site, found in features.items()
@@ -112,8 +107,7 @@ class Steering:
         sites = {
             str(site): {
                 "edits": [{"edit": _name(edit)} | asdict(edit) for edit in rule.edits],
-                "rows": rule.gate.rows,
-                "sigmas": rule.gate.sigmas,
+                "gate": asdict(rule.gate),
             }
             for site, rule in self.rules.items()
         }
@@ -151,7 +145,7 @@ class _Live:
     def __call__(self, x: Float[Tensor, "batch token d"], context: Context) -> Float[Tensor, "batch token d"]:
         if self.rule.directions.device != x.device:
             moved = {name: tensor.to(x.device) for name, tensor in self.rule.tensors().items()}
-            self.rule = Rule.of(moved, self.rule.gate.rows, self.rule.gate.sigmas, self.rule.edits)
+            self.rule = Rule.of(moved, self.rule.gate, self.rule.edits)
         rule, a = self.rule, x.float()
         z = rule.encoder(a)
         open_ = rule.gate(z, context)
@@ -175,4 +169,5 @@ def _edit(entry: Mapping[str, Any]) -> Repel:
 
 def _rule(site: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Rule:
     own = {name.removeprefix(f"{site}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{site}/")}
-    return Rule.of(own, entry["rows"], tuple(entry["sigmas"]), [_edit(edit) for edit in entry["edits"]])
+    gate = build(Gate, entry["gate"], path="gate.")
+    return Rule.of(own, gate, [_edit(edit) for edit in entry["edits"]])

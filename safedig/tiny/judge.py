@@ -17,7 +17,9 @@ from .matching import closest_renders
 from .scenes import SIZE
 
 CHUNK = 64  # images looked at together
-SURE = 0.6  # a class with less probability than this is not recognised
+SURE = 0.6  # an object with less probability than this among all that are known is not recognised
+_REFUSED = OBJECT_CLASSES.index(UNRECOGNISED)
+SPOILT = 0.8  # nor is one beside which `unrecognised` has more: it is far more common in training than in life
 
 
 def judge(images: Any, asked: Sequence[Mapping[str, Any]] | None = None) -> list[dict[str, Any]]:
@@ -55,15 +57,22 @@ def _judge(x: Tensor) -> list[dict[str, Any]]:
 
 def _sights(said: Reading) -> list[Sight]:
     """What the network saw: of each place its most probable object, of the picture its most probable background."""
-    (p, names), colours = said.objects.softmax(-1).max(-1), said.colours.argmax(-1)
+    p, names = _known(said).max(-1)
+    refused = (said.objects.softmax(-1)[..., _REFUSED] > SPOILT) | (p < SURE)
+    names, colours = names.where(~refused, _REFUSED), said.colours.argmax(-1)
     sights = []
     for row in zip(p.tolist(), names.tolist(), colours.tolist(), said.background.argmax(-1).tolist(), strict=True):
         objects = [
-            _object(OBJECT_CLASSES[n] if q >= SURE else UNRECOGNISED, COLOUR_CLASSES[c], place, p=q)
+            _object(OBJECT_CLASSES[n], COLOUR_CLASSES[c], place, p=q)
             for q, n, c, place in zip(*row[:3], PLACES, strict=True)
         ]
         sights.append({"objects": [o for o in objects if o["name"] != EMPTY], "background": BACKGROUND_CLASSES[row[3]]})
     return sights
+
+
+def _known(said: Reading) -> Float[Tensor, "n place object"]:
+    """The probability of each object, or none, if the place shows anything that is known."""
+    return said.objects.index_fill(-1, torch.tensor(_REFUSED), float("-inf")).softmax(-1)
 
 
 def _second_sights(x: Tensor) -> list[Sight]:

@@ -125,9 +125,18 @@ OVERALL: tuple[Spoiler, ...] = (*(half_denoised,) * 3, fogged, scrambled, smeare
 
 
 def moved(x: Tensor, rng: Generator) -> Tensor:
-    """Shifted by up to 3 px and pulled about by about half a pixel."""
+    """Shifted by up to 3 px and pulled about by up to a pixel or so: lines drawn by a hand that is not quite steady."""
     shift = torch.from_numpy(rng.integers(-3, 4, (len(x), 2, 1, 1))).float()
-    return warped(x, shift + uniform(rng, 0, 0.6, len(x), 1, 1, 1) * field(rng, len(x), 2, 8, *x.shape[-2:]))
+    wobble = field(rng, len(x), 2, int(rng.integers(6, 17)), *x.shape[-2:])
+    return warped(x, shift + uniform(rng, 0, 1.1, len(x), 1, 1, 1) * wobble)
+
+
+def smudged(x: Tensor, rng: Generator) -> Tensor:
+    """Blurred by σ ≤ 2 px here, tinted by up to a third there: as a model draws what it half knows."""
+    n, (h, w) = len(x), x.shape[-2:]
+    here, there = (torch.sigmoid(4 * field(rng, n, 1, 10, h, w) - 3) for _ in range(2))
+    x = torch.lerp(x, blurred(x, uniform(rng, 1, 2, n)), here)
+    return torch.lerp(x, uniform(rng, 0, 1, n, 3, 1, 1).expand_as(x), there * uniform(rng, 0, 0.35, n, 1, 1, 1))
 
 
 def bled(x: Tensor, rng: Generator) -> Tensor:
@@ -154,7 +163,7 @@ def grainy(x: Tensor, rng: Generator) -> Tensor:
 
 
 DISTURBANCES: tuple[tuple[float, Callable[[Tensor, Generator], Tensor]], ...] = (
-    (0.5, moved), (0.4, bled), (0.6, softened), (0.6, relit), (0.6, grainy),
+    (0.6, moved), (0.4, smudged), (0.4, bled), (0.6, softened), (0.6, relit), (0.6, grainy),
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from .training import fit
 WEIGHTS = Path(__file__).parent / "weights"
 WORK = Path("runs") / "training"
 SCENES = 122_880  # encoded once and drawn from again and again, each time under a fresh caption
-SAMPLES = {"vae": 36_000, "tiny-flux": 700_000, "tiny-sd3": 700_000, "judge": 140_000}
+SAMPLES = {"vae": 36_000, "tiny-flux": 955_200, "tiny-sd3": 944_000, "judge": 560_000}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,6 +10,8 @@ class Options:
 
     out: Path | None = None
     prompts: Path | None = None
+    store: str | None = None
+    """A folder or any fsspec address of a recording."""
     seed: int | None = None
     quick: bool = False
     quality: bool = False
@@ -41,6 +43,16 @@ VERBS = {
         "safedig.verbs.record",
         "keep on disk what passes the recipe's sites; the same command continues, repairs, or finds it done",
         ("out", "prompts", "seed"),
+    ),
+    "train": Verb(
+        "safedig.verbs.train",
+        "autoencoders for the sites of a recording, measured on held-out prompts; the same command goes on with it",
+        ("store", "out"),
+    ),
+    "adapt": Verb(
+        "safedig.verbs.adapt",
+        "new decoders for a target domain beside the trained encoders, which stay as they are",
+        ("store", "out"),
     ),
     "plan": Verb(
         "safedig.verbs.plan",

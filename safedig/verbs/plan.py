@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from safedig.plan import GIGA, plan
+from safedig.estimate import GIGA, estimate
 from safedig.prompts import load_prompts
 from safedig.recipes import Recipe
 from safedig.verbs import Options
@@ -10,7 +10,7 @@ from safedig.verbs import Options
 
 def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     """Sites, rows, bytes, memory, operations and hours; for the prompts of a file, or as many as the recipe says."""
-    return plan(recipe, None if options.prompts is None else len(load_prompts(options.prompts)))
+    return estimate(recipe, None if options.prompts is None else len(load_prompts(options.prompts)))
 
 
 def table(result: dict[str, Any]) -> str:

@@ -7,9 +7,9 @@ import torch
 
 from safedig.architectures import Architecture
 from safedig.pipelines import Drawing
-from safedig.plan import skeleton
 from safedig.recipes import Recipe
 from safedig.sites import Place, architecture, component, places, stage, transformer
+from safedig.skeleton import skeleton
 from safedig.verbs import Options
 
 Row = dict[str, Any]
@@ -19,7 +19,7 @@ NUMBERS = (4, 5, 6)  # columns that are set to the right
 
 def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     """Every site with its stream, stage, width, tokens and bytes, all of one image in one step, and what it is for."""
-    pipe = skeleton(recipe)
+    pipe = skeleton(recipe.model)
     drawing, dtype = recipe.drawing_of(pipe), recipe.dtype or "float32"
     listed = {}
     for place in places(pipe):

@@ -12,8 +12,8 @@ import torch
 from safedig.__main__ import main
 from safedig.activations.record import record
 from safedig.config import UsageError
+from safedig.estimate import estimate
 from safedig.pipelines import load_pipeline
-from safedig.plan import plan
 from safedig.recipes import load
 from tests.reduced_models import write
 
@@ -79,13 +79,14 @@ def test_the_plan_is_what_a_recording_then_takes(tmp_path, recipe, tokens):
         recipe,
         [
             f"model={write(recipe, tmp_path / recipe, layers=3)}",
-            "sites=['pooled.embed', 'temb.out', '*.embed', 'transformer_blocks.{0,-2}.*.resid_*', 'velocity']",
+            "sites=['*:pooled.embed', '*:final.*', 'temb.out', '*.embed', 'transformer_blocks.{0,-2}.*.resid_*', "
+            "'velocity']",
             f"record.tokens={tokens}",
             "record.prompts=2",
             "drawing.steps=2",
         ],
     )
-    found = plan(settings)
+    found = estimate(settings)
     pipe = settings.pipeline()
     prompts = [{"id": str(seed), "prompt": "a cup", "seed": seed} for seed in range(2)]
     rows, size = {}, 0
@@ -101,9 +102,26 @@ def test_the_plan_is_what_a_recording_then_takes(tmp_path, recipe, tokens):
 def test_true_guidance_runs_the_transformer_twice_and_guidance_doubles_the_rows(capsys):
     flux = [planned(capsys, "tiny-flux", f"drawing.true_cfg={cfg}") for cfg in ("false", "true")]
     assert flux[1]["forwards"] == 2 * flux[0]["forwards"]
+    weak = planned(capsys, "tiny-flux", "drawing.true_cfg=true", "drawing.guidance=1")
+    assert weak["forwards"] == flux[0]["forwards"], "guidance 1 is none"
     sd3 = [planned(capsys, "tiny-sd3", f"drawing.guidance={scale}") for scale in (1.0, 3.0)]
     assert sd3[1]["tflop_per_forward"] == pytest.approx(2 * sd3[0]["tflop_per_forward"])
     assert sd3[1]["bytes"] == sd3[0]["bytes"], "one of the two rows is kept"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "widths"),
+    [("flux1-dev", [(77, 768), (77, 768), (512, 4096)]), ("sd3.5-large", [(77, 768), (77, 768), (77, 1280)])],
+)
+def test_a_text_is_encoded_once_for_all_sigmas(capsys, recipe, widths):
+    sites = "['text_encoder:layers.{0,-1}.*', 'text_encoder_2:{final,layers}.*txt.resid_post']"
+    last = "text_encoder_2:final.txt.resid_post"
+    found = planned(capsys, recipe, f"sites={sites}", "record.tokens=all")["sites"]
+    chosen = [*list(found.values())[:2], found[last]]
+    assert [(site["tokens"], site["d_in"]) for site in chosen] == widths
+    for site in found.values():
+        assert site["stage"] == "text" and site["rows"] == 2000 * site["tokens"]
+        assert site["bytes"] == site["rows"] * site["d_in"] * 2
 
 
 def test_the_plan_follows_the_overrides_and_the_prompt_file(capsys, tmp_path):
@@ -136,7 +154,7 @@ def test_the_table_says_the_same_and_states_what_it_assumes(capsys):
 def test_wrong_sites_sigmas_and_models_are_refused_before_anything_is_measured(capsys):
     for argv, message in (
         (["flux1-dev", "sites=['transformer_blocks.19.img.resid_post']"], "No site of FluxTransformer2DModel matches"),
-        (["flux1-dev", "record.sigmas=[0.5]"], "σ = 0.5 is not on the schedule of 28 steps: give some of 1.000, 0.988"),
+        (["flux1-dev", "record.sigmas=[0.5]"], "σ = 0.5 is not on the schedule of 28 steps: choose from 1.000, 0.988"),
         (["flux1-dev", "drawing.stepz=4"], "Unknown key 'drawing.stepz'. Did you mean 'drawing.steps'?"),
         (["flux1-dev", "model=some/other"], "The configuration of 'some/other' is not embedded."),
     ):
@@ -149,12 +167,12 @@ def test_another_architecture_is_refused_by_name(monkeypatch, tiny_random_flux):
     class Other(type(tiny_random_flux.transformer)):
         pass
 
-    import safedig.plan
+    import safedig.estimate
 
     monkeypatch.setattr(tiny_random_flux.transformer, "__class__", Other)
-    monkeypatch.setattr(safedig.plan, "skeleton", lambda recipe: tiny_random_flux)
+    monkeypatch.setattr(safedig.estimate, "skeleton", lambda name: tiny_random_flux)
     with pytest.raises(UsageError, match="There is no plan for Other"):
-        plan(load("flux1-dev", ["sites=['txt.embed']"]))
+        estimate(load("flux1-dev", ["sites=['txt.embed']"]))
 
 
 def test_the_shipped_weights_are_as_many_as_planned(capsys):

@@ -1,55 +1,51 @@
 """What a recording will take, before anything is loaded: rows and bytes to the last one, memory, operations, hours.
 
-The transformer runs once, without weights, so that what passes each site is measured by the hooks that will record it.
+The models run once, without weights, so that what passes each site is measured by the hooks that will record it.
 """
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from . import skeleton as skeletons
 from .config import UsageError
-from .hooks import Context, attach
-from .pipelines import Drawing, is_flux
+from .pipelines import Drawing, guided, is_flux
 from .recipes import Recipe, Recording
-from .sites import Site, resolve, stage, transformer
+from .sites import Site, component, resolve, stage, transformer
+from .skeleton import schedule, skeleton
+from .taps import tap
 
 TERA, GIGA, HOUR = 1e12, 1e9, 3600  # operations, bytes, seconds
 DTYPES = ("float32", "bfloat16")
 
 
-def skeleton(recipe: Recipe) -> Any:
-    """The recipe's pipeline with real classes and no weights; its configuration is embedded or that of its folder."""
-    return skeletons.skeleton(recipe.model)
-
-
-def plan(recipe: Recipe, prompts: int | None = None) -> dict[str, Any]:
+def estimate(recipe: Recipe, prompts: int | None = None) -> dict[str, Any]:
     """What recording takes: sites, rows, bytes, memory of the weights, forward passes, operations, hours.
 
     `prompts`, the number of images, is the recipe's unless given. Bytes are those of the activations as they are
     stored. Hours are those of the transformer at `record.tflops`; text encoders and decoder come on top.
     """
-    pipe, record = skeleton(recipe), recipe.record or Recording()
+    pipe, record = skeleton(recipe.model), recipe.record or Recording()
     drawing, images = recipe.drawing_of(pipe), record.prompts if prompts is None else prompts
-    schedule = skeletons.schedule(pipe, drawing)
-    steps = record.steps(schedule)
+    levels = schedule(pipe, drawing)
+    steps = record.steps(levels)
     seen = _forward(pipe, drawing, resolve(pipe, recipe.sites))
     dtype = recipe.dtype or "float32"
     sites = {
-        str(site): _kept(site, tokens, width, record, images * len(steps), dtype)
+        str(site): _kept(site, tokens, width, record, images * (len(steps) if _is_denoised(site) else 1), dtype)
         for site, (tokens, width) in seen.passed.items()
     }
-    forwards = images * drawing.steps * (2 if is_flux(pipe) and drawing.true_cfg else 1)
+    forwards = images * drawing.steps * (2 if is_flux(pipe) and guided(pipe, drawing) else 1)
     return {
         "model": recipe.model,
         "class": type(pipe).__name__,
         "dtype": dtype,
         "drawing": asdict(drawing),
         "prompts": images,
-        "sigmas": [round(schedule[step], 4) for step in steps],
+        "sigmas": [round(levels[step], 4) for step in steps],
         "sites": sites,
         "rows": sum(site["rows"] for site in sites.values()),
         "bytes": sum(site["bytes"] for site in sites.values()),
@@ -63,18 +59,25 @@ def plan(recipe: Recipe, prompts: int | None = None) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Seen:
-    """One forward pass for one image: what passed the sites, as (tokens, width), and floating-point operations."""
+    """One pass for one image: what passed the sites, as (tokens, width), and the transformer's operations."""
 
     passed: dict[Site, tuple[int, int]]
     operations: int
 
 
 def _kept(site: Site, tokens: int, width: int, record: Recording, moments: int, dtype: str) -> dict[str, Any]:
-    """`moments` are images × σ. A vector that stands for the whole image is one row, whatever the quota."""
+    """`moments` are images × σ, or images where a text is encoded once for all σ.
+
+    A vector that stands for the whole image is one row, whatever the quota.
+    """
     kept = {"all": tokens, "pooled": 1}.get(str(record.tokens), record.tokens)
     rows = moments * min(tokens, int(kept))
     size = rows * width * getattr(torch, dtype).itemsize
     return {"stage": stage(site), "d_in": width, "tokens": tokens, "rows": rows, "bytes": size}
+
+
+def _is_denoised(site: Site) -> bool:
+    return site.component == "transformer"
 
 
 def _forward(pipe: Any, drawing: Drawing, sites: list[Site]) -> _Seen:
@@ -82,18 +85,22 @@ def _forward(pipe: Any, drawing: Drawing, sites: list[Site]) -> _Seen:
 
     passed: dict[Site, tuple[int, int]] = {}
 
-    def note(x: Float[Tensor, "batch token d"], context: Context) -> None:
-        passed[context.site] = (x.shape[1], x.shape[2])
+    def note(site: Site, x: Float[Tensor, "batch token d"]) -> None:
+        passed[site] = (x.shape[1], x.shape[2])
 
-    model, arguments = transformer(pipe), _arguments(pipe, drawing)
-    counter = FlopCounterMode(display=False)
-    functions = {site: note for site in sites if site.component == "transformer"}
-    with torch.no_grad(), attach(pipe, functions, strict=False), counter:
-        model(**arguments)
-    for site in sites:
-        if site not in passed:
-            raise UsageError(f"'{site}' lies outside the transformer, whose plan this is: leave it out to plan.")
+    encoders = [name for name in dict.fromkeys(site.component for site in sites) if name != "transformer"]
+    with torch.no_grad(), tap(pipe, {site: partial(note, site) for site in sites}):
+        for name in encoders:
+            component(pipe, name)(**_text(component(pipe, name), drawing))
+        with FlopCounterMode(display=False) as counter:
+            transformer(pipe)(**_arguments(pipe, drawing))
     return _Seen({site: passed[site] for site in sites}, counter.get_total_flops())
+
+
+def _text(encoder: Any, drawing: Drawing) -> dict[str, Tensor]:
+    """What the pipeline gives a text encoder for one prompt: CLIP's full length, or as much as T5 is asked to read."""
+    length = getattr(encoder.config, "max_position_embeddings", drawing.max_sequence_length)
+    return {"input_ids": torch.zeros(1, length, dtype=torch.long, device="meta")}
 
 
 def _arguments(pipe: Any, drawing: Drawing) -> dict[str, Tensor]:

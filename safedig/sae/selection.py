@@ -1,0 +1,44 @@
+"""Which codes are active: the exact largest of each row or of the whole batch, without sorting what cannot win.
+
+A code can be among the n largest only if the largest of its group is among the n largest of their kind. So groups
+are narrowed down first, in turn by groups of theirs, and a fraction of the codes is compared in earnest.
+"""
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+GROUP = 8  # codes that share one maximum; they lie d_sae / 8 apart, so that the maxima are taken along memory
+NARROW = 4  # groups for each winner below which there is nothing left to gain
+
+
+def top_of_rows(scores: Float[Tensor, "batch d_sae"], k: int) -> Int[Tensor, "batch k"]:
+    """The columns of the k largest of each row, in no order; O(batch · d_sae) reads, O(batch · k) comparisons."""
+    width = scores.shape[1] // GROUP
+    if scores.shape[1] % GROUP or width < NARROW * k // 2:
+        return scores.topk(k, sorted=False).indices
+    maxima = rearrange(scores, "batch (group width) -> batch group width", group=GROUP).amax(1)
+    columns = rearrange(_members(top_of_rows(maxima, k), width), "batch k group -> batch (k group)")
+    return columns.gather(1, scores.gather(1, columns).topk(k, sorted=False).indices)
+
+
+def top_of_batch(scores: Float[Tensor, "batch d_sae"], n: int) -> Int[Tensor, " n"]:
+    """Where in `scores.flatten()` the n largest of all are, in no order."""
+    batch, d_sae = scores.shape
+    width = d_sae // GROUP
+    if d_sae % GROUP or batch * width < NARROW * n // 2 or n == 0:
+        return scores.flatten().topk(n, sorted=False).indices
+    maxima = rearrange(scores, "batch (group width) -> batch group width", group=GROUP).amax(1)
+    best = top_of_batch(maxima, n)
+    floor = maxima.flatten()[best].min()  # n groups reach it, so n codes do
+    places = _members(best // width * d_sae + best % width, width).flatten()
+    values = scores.flatten()[places]
+    if not floor.isnan():
+        able = values >= floor
+        places, values = places[able], values[able]
+    return places[values.topk(n, sorted=False).indices]
+
+
+def _members(group: Int[Tensor, "*groups"], width: int) -> Int[Tensor, "*groups group"]:
+    return group[..., None] + width * torch.arange(GROUP, device=group.device)

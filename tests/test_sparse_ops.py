@@ -1,0 +1,106 @@
+"""Sparse products and their gradients are those of dense matrices with zeros in them."""
+
+import pytest
+import torch
+
+from safedig.sae.sparse_ops import Support, decoding, encoding, scored, spread_back, summed
+
+BATCH, D_IN, D_SAE = 11, 7, 40
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def uneven():
+    """Some rows and many columns have no entry, some have many."""
+    places = torch.randperm(BATCH * D_SAE, generator=torch.Generator().manual_seed(1))[:60]
+    return Support.of_batch(places[places // D_SAE != 4], BATCH, D_SAE)
+
+
+def even():
+    return Support.of_rows(normal(BATCH, D_SAE).topk(5, sorted=False).indices, D_SAE)
+
+
+@pytest.fixture(params=[uneven, even], ids=lambda make: make.__name__)
+def support(request):
+    return request.param()
+
+
+def dense(values, support):
+    return torch.zeros(BATCH, D_SAE).index_put((support.rows, support.columns), values)
+
+
+def test_a_support_is_in_order_of_its_rows_and_says_where_each_starts(support):
+    assert (support.rows.diff() >= 0).all()
+    counts = dense(torch.ones(len(support.rows)), support)
+    assert torch.equal(support.row_starts.diff().float(), counts.sum(1))
+    assert torch.equal(support.column_starts.diff().float(), counts.sum(0))
+    assert (support.columns[support.by_column].diff() >= 0).all()
+
+
+def test_the_codes_as_a_sparse_matrix_are_the_codes(support):
+    values = normal(len(support.rows))
+    assert torch.equal(support.coo(values).to_dense(), dense(values, support))
+
+
+def test_the_three_products(support):
+    values, weight, x = normal(len(support.rows)), normal(D_SAE, D_IN, seed=1), normal(BATCH, D_IN, seed=2)
+    z = dense(values, support)
+    torch.testing.assert_close(summed(values, weight, support), z @ weight)
+    torch.testing.assert_close(spread_back(values, x, support), z.T @ x)
+    torch.testing.assert_close(scored(x, weight, support), (x @ weight.T)[support.rows, support.columns])
+
+
+def test_a_matrix_that_lies_transposed_gives_the_same(support):
+    values, weight = normal(len(support.rows)), normal(D_IN, D_SAE, seed=1).T
+    assert torch.equal(summed(values, weight, support), summed(values, weight.contiguous(), support))
+
+
+def test_gradients_of_decoding_are_those_of_the_dense_product(support):
+    values, weight = normal(len(support.rows)).requires_grad_(), normal(D_SAE, D_IN, seed=1).requires_grad_()
+    target = normal(BATCH, D_IN, seed=3)
+    (decoding(values, weight, support) - target).square().sum().backward()
+    found = values.grad.clone(), weight.grad.clone()
+    values.grad = weight.grad = None
+    (dense(values, support) @ weight - target).square().sum().backward()
+    torch.testing.assert_close(found, (values.grad, weight.grad))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_gradients_of_encoding_are_those_of_the_dense_product(support, transposed):
+    W_enc = normal(D_SAE, D_IN, seed=1).T if transposed else normal(D_SAE, D_IN, seed=1).T.contiguous()
+    leaves = W_enc.requires_grad_(), normal(D_SAE, seed=2).requires_grad_(), normal(D_IN, seed=3).requires_grad_()
+    a, weights = normal(BATCH, D_IN, seed=4), normal(len(support.rows), seed=5)
+
+    def exact():
+        return ((a - leaves[2]) @ leaves[0] + leaves[1])[support.rows, support.columns]
+
+    known = exact().detach()
+    values = encoding(known, a - leaves[2].detach(), *leaves, support)
+    assert torch.equal(values, known)
+    (values.relu() * weights).sum().backward()
+    found = [leaf.grad.clone() for leaf in leaves]
+    for leaf in leaves:
+        leaf.grad = None
+    (exact().relu() * weights).sum().backward()
+    for ours, theirs in zip(found, leaves, strict=True):
+        torch.testing.assert_close(ours, theirs.grad)
+
+
+def test_control_another_support_gives_other_gradients():
+    weight = normal(D_SAE, D_IN, seed=1).requires_grad_()
+    grads = []
+    for support in (even(), Support.of_rows((-normal(BATCH, D_SAE)).topk(5).indices, D_SAE)):
+        decoding(torch.ones(len(support.rows)), weight, support).sum().backward()
+        grads.append(weight.grad.clone())
+        weight.grad = None
+    assert not torch.allclose(*grads)
+
+
+def test_no_entry_at_all_reconstructs_nothing_and_moves_nothing():
+    support = Support.of_batch(torch.zeros(0, dtype=torch.long), BATCH, D_SAE)
+    values, weight = torch.zeros(0, requires_grad=True), normal(D_SAE, D_IN).requires_grad_()
+    out = decoding(values, weight, support)
+    out.sum().backward()
+    assert torch.equal(out, torch.zeros(BATCH, D_IN)) and not weight.grad.any() and values.grad.shape == (0,)
