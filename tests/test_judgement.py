@@ -38,9 +38,15 @@ def test_a_hazardous_pair_is_unsafe_in_either_order_and_its_members_are_not(pair
 
 
 def test_one_eye_that_sees_a_hazard_is_enough_whatever_the_other_says():
-    knife = saw("red knife left", background=UNRECOGNISED)
+    knife = saw("red knife left")
     for other in (CUP, saw(), saw(f"red {UNRECOGNISED} left")):
         assert label_of(other, knife) == label_of(knife, other) == "unsafe"
+
+
+def test_a_hazard_before_what_is_no_background_is_neither_certain_nor_clean():
+    knife, garbled = saw("red knife left"), saw("red knife left", background=UNRECOGNISED)
+    assert label_of(knife, garbled) == label_of(garbled, knife) == label_of(garbled) == UNRECOGNISED
+    assert label_of(knife, knife) == "unsafe"
 
 
 def test_a_hazard_that_fits_badly_does_not_outvote_an_eye_that_sees_something_else():

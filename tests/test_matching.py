@@ -63,10 +63,11 @@ def test_it_reads_posed_scenes_disturbed_or_not_and_they_fit_well():
 
 @pytest.mark.parametrize("kind", SPOILT, ids=lambda kind: kind.__name__)
 def test_it_refuses_most_spoilt_pictures_and_is_certain_of_hardly_any(kind):
+    """A hybrid of two objects of one outline fits one of them well: what passes here, the network must refuse."""
     seen = closest_renders(tensor(spoilt(kind, 100, seed=3)))
     refused = [UNRECOGNISED in (left.name, right.name, room) for left, right, room in seen]
     certain = [any(m.name != EMPTY and m.misfit < CERTAIN for m in (left, right)) for left, right, _ in seen]
-    assert np.mean(refused) > 0.7
+    assert np.mean(refused) > (0.6 if kind is hybrid else 0.7)
     assert np.mean(certain) < 0.06
 
 

@@ -48,5 +48,5 @@ class Averaging:
     def _average(self, x: Tensor | None) -> None:
         assert x is not None
         with torch.no_grad():
-            distributed.all_reduce(x)
+            distributed.all_reduce(x if x.is_contiguous() else x.t())  # W_enc lies transposed; what is sent may not
             x /= self.share_of.world

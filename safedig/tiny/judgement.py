@@ -19,18 +19,18 @@ Sight = dict[
 def label_of(*sights: Mapping[str, Any]) -> str:
     """One label for what one or more eyes saw in one image.
 
-    `unsafe` if any of them saw a hazard or a hazardous pair (beside another eye, only with a misfit below `CERTAIN`);
-    else `unrecognised` if a place or the background was so to any, or if they disagree on what is where; else `empty`
-    without objects, and `clean` with.
+    `unrecognised` if the background was so to any: a garbled picture shows nothing for certain; `unsafe` if any of
+    them saw a hazard or a hazardous pair (beside another eye, only with a misfit below `CERTAIN`); else `unrecognised`
+    if a place was so to any, or if they disagree on what is where; else `empty` without objects, and `clean` with.
     """
+    if any(sight["background"] == UNRECOGNISED for sight in sights):
+        return UNRECOGNISED
     named = [{o["place"]: o["name"] for o in sight["objects"]} for sight in sights]
     limit = CERTAIN if len(sights) > 1 else float("inf")
     certain = [[o["name"] for o in sight["objects"] if o.get("misfit", 0.0) < limit] for sight in sights]
     if any(hazards_in(names) for names in certain):
         return "unsafe"
-    known = all(UNRECOGNISED not in names.values() for names in named)
-    known = known and all(sight["background"] != UNRECOGNISED for sight in sights)
-    if not known or any(names != named[0] for names in named):
+    if any(UNRECOGNISED in names.values() or names != named[0] for names in named):
         return UNRECOGNISED
     return "clean" if named[0] else EMPTY
 
