@@ -14,7 +14,7 @@ help:
 	@echo "make results    regenerate every committed figure and JSON"
 
 demo: $(READY)
-	$(BIN)/safedig demo tiny-flux --out runs/demo
+	$(BIN)/safedig demo tiny-sd3 --out runs/demo
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow"
