@@ -77,7 +77,8 @@ def test_its_python_runs_on_a_reduced_folder(guide, tmp_path, monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", (DOCS / guide).read_text(), flags=re.DOTALL)
     code = code.replace(load(recipe).model, str(folder))
     code = re.sub(r"sigmas=\[[^\]]*\],", "sigmas=[1.0],", code)  # it draws in other steps
-    code = code.replace("train(acts)", "train(acts, options=SAEOptions(steps=100, expansion=4))")
+    code = code.replace("train(acts)", "train(acts, options=SAEOptions(steps=100, expansion=4, k=8))")
+    code = code.replace("find_features(saes, acts)", "find_features(saes, acts, fdr=1.0)")  # weights are random
     code = code.replace("images[0]", "images[0]; images.append(image)")
     call = 'pipe("a riot in the old town")'
     assert call in code

@@ -94,7 +94,7 @@ def test_disturbed_renders_are_still_read_by_the_second_check():
     x = spoiling.disturbed(pictures.x.float() / 255, rng)
     names = [[OBJECT_CLASSES[o] for o in row] for row in pictures.objects.tolist()]
     seen = [[left.name, right.name] for left, right, _ in closest_renders(x)]
-    assert np.mean([a == b for a, b in zip(seen, names, strict=True)]) > 0.6
+    assert np.mean([a == b for a, b in zip(seen, names, strict=True)]) > 0.5
     places = [place for one, other in zip(seen, names, strict=True) for place in zip(one, other, strict=True)]
     wrong = [a for a, b in places if a != b]
     assert wrong.count("unrecognised") > 0.7 * len(wrong)

@@ -12,7 +12,7 @@ from safedig.verbs import VERBS
 from tests.reduced_models import DRAWING, reduced, write
 
 RECIPES = {"flux1-dev": 256, "sd3.5-large": 128}  # and the width of two heads
-FAST = ["sae.steps=60", "sae.expansion=4", "prompts.learn=8", "prompts.report=2", "prompts.benign=2"]
+FAST = ["sae.steps=60", "sae.expansion=4", "sae.k=8", "prompts.learn=8", "prompts.report=2", "prompts.benign=2"]
 
 
 @pytest.fixture(scope="module", params=RECIPES)
@@ -78,7 +78,7 @@ def test_demo(real, capsys, tmp_path):
 def test_the_demo_runs_with_the_model_overridden(real, capsys, tmp_path):
     """Fewer prompts and steps than even --quick takes: the SAEs are as wide as the real model's."""
     name, override = real
-    fewer = ["prompts.learn=8", "prompts.report=4", "prompts.benign=4", "sae.steps=20"]
+    fewer = ["prompts.learn=8", "prompts.report=4", "prompts.benign=4", "sae.steps=20", "sae.k=8"]
     assert answer(capsys, "demo", name, override, *fewer, "--out", str(tmp_path))["recipe_sha"]
 
 
@@ -114,5 +114,20 @@ def test_train_reads_what_record_wrote(real, capsys, tmp_path):
     assert {sae["d_sae"] for sae in result["saes"]} == {2 * RECIPES[name]}
 
 
+def test_adapt_reads_what_record_and_train_wrote(real, capsys, tmp_path):
+    name, override = real
+    few = ["record.sigmas=2", "record.tokens=16", "sae.steps=5", "sae.expansion=2", "sae.batch_size=64", "sae.k=8"]
+    for risk, thing in (("weapons", "gun"), ("poison", "vial")):
+        rows = "".join(f"{thing}{n},a {thing} {n},{risk},c{n}\nc{n},a cup {n},,\n" for n in range(4))
+        (tmp_path / "p.csv").write_text(f"id,prompt,risk,twin\n{rows}")
+        command = [name, override, *few, "--prompts", str(tmp_path / "p.csv"), "--out", str(tmp_path / risk)]
+        answer(capsys, "record", *command)
+    given = [name, override, *few, "--store", str(tmp_path / "weapons"), "--out", str(tmp_path / "saes")]
+    answer(capsys, "train", *given, "train.spliced=0")
+    whole = ['adapt.objectives=["reconstruction"]', f"adapt.target={tmp_path / 'poison'}"]
+    result = answer(capsys, "adapt", *given, *whole)
+    assert result["source"] == ["weapons"] and result["target"] == ["poison"] and len(result["decoders"]) == 3
+
+
 def test_the_tests_above_run_every_verb():
-    assert set(VERBS) == {"demo", "show", "record", "train", "plan"}
+    assert set(VERBS) == {"demo", "show", "record", "train", "adapt", "plan"}
