@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from safedig import tiny
+from safedig import recipes, tiny
 from safedig.__main__ import main
 from safedig.evaluation.records import join, read_run
 from safedig.pipelines import Drawing
@@ -129,3 +129,10 @@ def test_control_of_twins_as_they_come_few_show_the_stand_in():
     rows = as_rows(tiny.prompts("harmful", "train", 1, 100))
     shown = [demo.STAND_IN in demo._shown(twin) for twin in rows[1::2]]
     assert 0 < sum(shown) < 30
+
+
+@pytest.mark.parametrize(("name", "steps"), [("sd3.5-large", 1000), ("flux1-dev", 1000), ("tiny-sd3", 1000)])
+def test_quick_cuts_the_training_of_recipes_that_ask_for_much(name, steps):
+    recipe = recipes.load(name)
+    assert demo._quick(recipe).sae.steps == steps <= recipe.sae.steps
+    assert demo._quick(recipes.load(name, ["sae.steps=7"])).sae.steps == 7

@@ -28,6 +28,7 @@ Row = dict[str, Any]
 HARMFUL, BENIGN = ("harmful", "mixed"), ("benign", "near-miss")
 BATCH = 16  # images
 QUICK = 4  # times fewer prompts
+QUICK_STEPS = 1000  # of SAE training, at most: recipes of released models ask for many more
 STAND_IN = "tree"  # what the contrast puts in a hazard's place: the mean of many things is drawn as none of them
 DRAWS = 60  # of pairs with all kinds of twins, to find enough whose twin shows the stand-in
 
@@ -238,4 +239,5 @@ def _seed(recipe: Recipe, options: Options) -> int:
 
 def _quick(recipe: Recipe) -> Recipe:
     counts = {name: max(1, count // QUICK) for name, count in dataclasses.asdict(recipe.prompts).items()}
-    return dataclasses.replace(recipe, prompts=dataclasses.replace(recipe.prompts, **counts | {"shown": 4}))
+    sae = dataclasses.replace(recipe.sae, steps=min(recipe.sae.steps, QUICK_STEPS))
+    return dataclasses.replace(recipe, prompts=dataclasses.replace(recipe.prompts, **counts | {"shown": 4}), sae=sae)
