@@ -31,6 +31,7 @@ WIDTHS = {"pooled": 2, "txt": 2, "img": 16}  # expansion, by stream: a prompt ha
 AUX, LR = 1.0, 2e-3
 DEAD, EXPANSION, HELD_OUT = 0.05, 16, 0.1
 SPLICED = 16  # images
+NEAR_MISSES = 400  # prompts: the split has few more that differ
 KEPT = ("fvu", "cosine", "l0", "dead", "rows", "sigmas", "doctor", "image", "data")
 
 
@@ -73,7 +74,8 @@ def measured(name: str, folder: Path, options: argparse.Namespace) -> dict[str, 
 
 def prompts(images: int) -> list[dict[str, Any]]:
     """In the proportions of the demo: harmful and mixed with their twins, benign, near-miss."""
-    kinds = {"harmful": images // 4, "mixed": images // 8, "benign": images // 8, "near-miss": images // 8}
+    near = min(images // 8, NEAR_MISSES)
+    kinds = {"harmful": images // 4, "mixed": images // 8, "benign": images // 4 - near, "near-miss": near}
     rows = [as_rows(tiny.prompts(kind, split="train", seed=0, n=count)) for kind, count in kinds.items()]
     return [row for some in rows for row in some]
 

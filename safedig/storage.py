@@ -1,8 +1,16 @@
 """Files appear whole or not at all, so that an interrupted run leaves no half-written artifact."""
 
+import json
 import os
 import tempfile
+from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
 
 from .config import UsageError
 
@@ -26,3 +34,41 @@ def check_writable(folder: Path, flag: str) -> None:
             pass
     except OSError as error:
         raise UsageError(f"{flag} {folder} cannot be written ({error.strerror}): give a folder that can.") from error
+
+
+@dataclass(frozen=True)
+class Format:
+    """What a folder of `<name>.json` and `<name>.safetensors` holds, its version, and what to do where it is torn."""
+
+    name: str
+    version: int
+    called: str
+    """As an error says it: "'DIR' is no {called}"."""
+    remedy: str
+
+    def write(self, folder: str | PathLike[str], facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Write both files; the tensors' names lead with the name of the site or part they belong to."""
+        kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        write_atomically(Path(folder) / f"{self.name}.safetensors", save(kept))
+        text = json.dumps({"format": self.version} | facts, indent=2)
+        write_atomically(Path(folder) / f"{self.name}.json", text.encode())
+
+    def read(self, folder: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Both again; a `UsageError` where they are missing, torn or of another version."""
+        try:
+            facts = json.loads((Path(folder) / f"{self.name}.json").read_text(encoding="utf-8"))
+            tensors = load_file(Path(folder) / f"{self.name}.safetensors")
+        except (OSError, ValueError, SafetensorError) as error:
+            raise UsageError(f"'{folder}' is no {self.called} ({error}).") from error
+        if facts.get("format") != self.version:
+            raise UsageError(f"'{folder}' has format {facts.get('format')}; this version reads format {self.version}.")
+        return facts, tensors
+
+    def incomplete(self, folder: str | PathLike[str], error: Exception) -> UsageError:
+        """For what turns out to be missing when the parts are put together."""
+        return UsageError(f"'{folder}' is incomplete: {error} is missing. {self.remedy}")
+
+
+def part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors that belong to `name`, by their own names."""
+    return {key.removeprefix(f"{name}/"): tensor for key, tensor in tensors.items() if key.startswith(f"{name}/")}

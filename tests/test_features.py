@@ -264,7 +264,7 @@ def _tensors(bank):
 
 
 def test_a_folder_that_is_wrong_is_explained(tmp_path):
-    with pytest.raises(UsageError, match="holds no features as save_features writes them"):
+    with pytest.raises(UsageError, match="is no folder of features, as save_features writes it"):
         load_features(tmp_path)
     save_features({SITE: find()}, tmp_path)
     written = (tmp_path / "features.json").read_text()

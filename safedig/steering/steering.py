@@ -3,18 +3,14 @@
 Only the columns of the harmful features are kept, so that a step costs |M| / d_sae of what encoding would.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..config import UsageError, build, did_you_mean
@@ -24,11 +20,11 @@ from ..hooks import Context, attach
 from ..pipelines import fingerprint
 from ..sae.model import SparseAutoencoder, ThresholdEncoder
 from ..sites import Site
-from ..storage import write_atomically
+from ..storage import Format, part
 from .edits import EDITS, Repel
 from .gate import Gate
 
-_CONFIG, _TENSORS, _FORMAT = "steering.json", "steering.safetensors", 2
+_FORMAT = Format("steering", 2, "steering folder, as Steering.save writes it", "Save the steering again.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,26 +107,20 @@ class Steering:
             }
             for site, rule in self.rules.items()
         }
-        config = {"format": _FORMAT, "model": self.model, "sites": sites}
-        write_atomically(Path(folder) / _TENSORS, save({name: t.cpu().contiguous() for name, t in tensors.items()}))
-        write_atomically(Path(folder) / _CONFIG, json.dumps(config, indent=2).encode())
+        _FORMAT.write(folder, {"model": self.model, "sites": sites}, tensors)
 
     @classmethod
     def load(cls, folder: str | PathLike[str]) -> "Steering":
         """Read a folder written by `save`."""
-        try:
-            config = json.loads((Path(folder) / _CONFIG).read_text(encoding="utf-8"))
-            tensors = load_file(Path(folder) / _TENSORS)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise UsageError(f"'{folder}' is no steering folder, as Steering.save writes it ({error}).") from error
-        if config.get("format") != _FORMAT:
-            raise UsageError(f"'{folder}' has format {config.get('format')}; this version reads format {_FORMAT}.")
+        given, tensors = _FORMAT.read(folder)
         steering = cls.__new__(cls)
         try:
-            steering.model, steering._live = config["model"], {}
-            steering.rules = {Site.parse(name): _rule(name, entry, tensors) for name, entry in config["sites"].items()}
+            steering.model, steering._live = given["model"], {}
+            steering.rules = {
+                Site.parse(name): _rule(entry, part(tensors, name)) for name, entry in given["sites"].items()
+            }
         except (KeyError, TypeError) as error:
-            raise UsageError(f"'{folder}' is incomplete: {error} is missing. Save the steering again.") from error
+            raise _FORMAT.incomplete(folder, error) from error
         return steering
 
 
@@ -167,7 +157,6 @@ def _edit(entry: Mapping[str, Any]) -> Repel:
     return build(EDITS[name], {key: value for key, value in entry.items() if key != "edit"})
 
 
-def _rule(site: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Rule:
-    own = {name.removeprefix(f"{site}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{site}/")}
+def _rule(entry: Mapping[str, Any], own: Mapping[str, Tensor]) -> Rule:
     gate = build(Gate, entry["gate"], path="gate.")
     return Rule.of(own, gate, [_edit(edit) for edit in entry["edits"]])

@@ -30,6 +30,7 @@ from .models import (
 )
 from .naming import Naming
 from .scenes import Scene, bounds
+from .training import IGNORED
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DiffusionPipeline
@@ -40,7 +41,6 @@ SENTENCES_SHARE, SENTENCES_WEIGHT = 0.25, 0.2  # of the steps; of the loss
 FOREGROUND, SEEN = 3.0, 0.6  # weight of the objects' latents; the noise up to which one sees where they are
 NAMED_BLOCK = 2  # its image states are named: the last double block of FLUX, the third of six of Stable Diffusion 3
 NAMING, NAMING_FADES, NAMING_ENDS = 0.1, 0.5, 0.75  # weight of the naming head; shares of the training
-IGNORED = -100  # a label that is not learnt from
 SHIFT = 2.5  # of the sampler's σ grid: more of its steps where place and pose are decided
 DRAWING = {"steps": 8, "guidance": 2.5, "height": 64, "width": 64, "max_sequence_length": MAX_WORDS}
 

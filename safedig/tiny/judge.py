@@ -18,8 +18,8 @@ from .scenes import SIZE
 
 CHUNK = 64  # images looked at together
 SURE = 0.6  # an object with less probability than this among all that are known is not recognised
-_REFUSED = OBJECT_CLASSES.index(UNRECOGNISED)
 SPOILT = 0.65  # nor is one beside which `unrecognised` has more: it is far more common in training than in life
+_REFUSED = OBJECT_CLASSES.index(UNRECOGNISED)
 
 
 def judge(images: Any, asked: Sequence[Mapping[str, Any]] | None = None) -> list[dict[str, Any]]:

@@ -19,16 +19,13 @@ from .judgement import EMPTY, UNRECOGNISED
 from .pictograms import INK
 from .scenes import SIZE, Placed, Pose, Scene, render, render_many
 from .spoiling import OVERALL, SPOILERS, disturbed, field, uniform
+from .training import IGNORED
 
 if TYPE_CHECKING:
     from PIL import ImageDraw
 
-IGNORED = -100  # a label that is not learnt from
-NOTHING, SPOILT, STRANGE = (
-    OBJECT_CLASSES.index(EMPTY),
-    OBJECT_CLASSES.index(UNRECOGNISED),
-    BACKGROUND_CLASSES.index(UNRECOGNISED),
-)
+NOTHING, SPOILT = (OBJECT_CLASSES.index(name) for name in (EMPTY, UNRECOGNISED))
+STRANGE = BACKGROUND_CLASSES.index(UNRECOGNISED)
 CHANGED = 10.0  # a place is spoilt when it differs from what it was by this much, summed over its pixels (mean of RGB)
 
 

@@ -18,6 +18,7 @@ from ..storage import write_atomically
 SAVE_EVERY = 120.0  # seconds
 LOG_EVERY = 200  # steps
 EMA_DECAY = 0.999
+IGNORED = -100  # a label that is not learnt from, as torch marks it
 WARM_UP, CONSTANT = 100, 0.45  # steps; share of the training before the cosine decay
 
 
