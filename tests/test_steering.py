@@ -1,7 +1,8 @@
 """Steering changes the tokens its gate opens for, and not one bit of anything else, on both architectures."""
 
-import json
+import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,45 +11,33 @@ from safedig.activations.record import record
 from safedig.adaptation import fit_contrast
 from safedig.config import UsageError
 from safedig.features import Features, find_features
-from safedig.hooks import Context, SafetyBypassError
-from safedig.pipelines import Drawing, draw, fingerprint
+from safedig.hooks import Context, SafetyBypassError, attach
+from safedig.pipelines import draw
 from safedig.prompts import prompts_from_rows
 from safedig.sae.model import Decoder, SparseAutoencoder, ThresholdEncoder
 from safedig.sae.train import SAEOptions, train
-from safedig.sites import Site, SiteError, d_in, sites, transformer
-from safedig.steering.edits import Repel
+from safedig.sites import d_in, sites, transformer
+from safedig.steering.edits import Blend, Repel, Replace
 from safedig.steering.gate import Gate
-from safedig.steering.steering import Rule, Steering
+from safedig.steering.guard import fit_guards
+from safedig.steering.holding import apply_steering, remove_steering
+from safedig.steering.steering import Steering
+from tests.steerings import (
+    ALWAYS,
+    DRAWING,
+    EVERY_EDIT,
+    EVERYWHERE,
+    IMG,
+    NEVER,
+    POOLED,
+    TXT,
+    detector,
+    edited,
+    made_of,
+    steering,
+    whole,
+)
 from tests.tiny_pipelines import draw_images
-
-TXT, POOLED = Site.parse("txt.embed"), Site.parse("pooled.embed")
-IMG = Site.parse("transformer_blocks.0.img.resid_post")
-EVERYWHERE = [TXT, POOLED, IMG]
-DRAWING = Drawing(steps=2, guidance=3.0, height=32, width=32, max_sequence_length=12, true_cfg=True)
-NEVER, ALWAYS = float("inf"), -1.0
-
-
-def rule(pipe, site, gate=ALWAYS, strength=1.0, **options):
-    """Four features that fire on everything, in random directions."""
-    generator = torch.Generator().manual_seed(0)
-    width = d_in(pipe, site)
-    encoder = ThresholdEncoder(torch.zeros(width, 4), torch.ones(4), torch.zeros(4))
-    directions = torch.randn(4, width, generator=generator)
-    return Rule(torch.arange(4), encoder, directions, Gate(gate, **options), (Repel(strength),))
-
-
-def steering(pipe, where=EVERYWHERE, **options):
-    return made_of(pipe, {site: rule(pipe, site, **options) for site in where})
-
-
-def made_of(pipe, rules):
-    """A steering with these very rules."""
-    eye, one = torch.eye(1), torch.ones(1)
-    sae = SparseAutoencoder(ThresholdEncoder(eye, one, one), Decoder(eye, one), {"model": fingerprint(pipe)})
-    made = Steering({TXT: sae}, {TXT: Features(torch.tensor([0]), 1.0, one, one)})
-    made.rules = rules
-    return made
-
 
 # ---- a closed gate
 
@@ -137,18 +126,6 @@ def test_a_bypass_stops_the_image(pipe):
 # ---- which tokens
 
 
-def detector(pipe, harmful, harmless):
-    """A rule at pooled.embed whose one feature fires for the first prompt and not for the second."""
-    seen = []
-    for batch in record(pipe, prompts_from_rows([{"prompt": p} for p in (harmful, harmless)]), POOLED, drawing=DRAWING):
-        seen.append(batch.x)
-    high, low = seen[0]
-    direction = (high - low) / (high - low).square().sum()
-    encoder = ThresholdEncoder(direction[:, None], -(low @ direction)[None] - 0.5, torch.zeros(1))  # 0.5 and −0.5
-    gated = Rule(torch.arange(1), encoder, 40 * direction[None], Gate(0.0), (Repel(5.0),))
-    return made_of(pipe, {POOLED: gated})
-
-
 def test_in_one_batch_only_the_image_whose_gate_opens_is_changed(pipe):
     prompts = ["a cup", "a gun", "a cup"]
     plain = draw_images(pipe, prompts)
@@ -201,39 +178,14 @@ def test_the_report_counts_tokens_of_the_last_apply(pipe):
     assert closed.report[str(IMG)] == {"passed": 64 * 3, "touched": 0}
 
 
-@pytest.mark.parametrize("rows", ["cond", "all"])
-def test_a_gate_opens_where_the_codes_add_up_to_more_than_the_threshold(rows):
-    """Not where one is high or many are up: 2.0 is not more than 2, and neither 1.5 nor 0.6 is alone."""
-    gate = Gate(2.0, rows=rows)
-    z = torch.tensor([[[2.0, 0.0], [1.5, 0.6], [0.0, 2.1], [0.6, 1.3]]]).repeat(2, 1, 1)
-    expected = torch.tensor([[False, True, True, False]]).repeat(2, 1)
-    if rows == "cond":
-        expected[0] = False
-    assert torch.equal(gate(z, Context(TXT, 0, 0.5, ("uncond", "cond"))), expected)
-
-
-def test_the_scope_decides_whether_one_token_opens_the_gate_for_its_whole_image():
-    z = torch.tensor([[[3.0], [0.1], [0.0]], [[1.0], [1.0], [1.9]]])
-    context = Context(TXT, 0, 0.5, ("cond", "cond"))
-    assert Gate(2.0, "token")(z, context).tolist() == [[True, False, False], [False] * 3]
-    assert Gate(2.0, "image")(z, context).tolist() == [[True] * 3, [False] * 3]
-
-
-def test_repel_is_its_formula():
-    a, z, w = torch.randn(2, 3, 5), torch.rand(2, 3, 4), torch.randn(4, 5)
-    expected = a - 0.7 * torch.einsum("btm,md->btd", z, w)
-    torch.testing.assert_close(Repel(0.7)(a, z, w), expected)
-    assert torch.equal(Repel(0.7)(a, torch.zeros_like(z), w), a)
-
-
 def test_what_passes_on_is_the_formula_in_the_inputs_dtype(pipe):
     made = steering(pipe, [IMG])
     with made.apply(pipe):
         live = made._live[IMG]
         x = torch.randn(1, 64, d_in(pipe, IMG)).bfloat16()
         out = live(x, Context(IMG, 0, 1.0, ("cond",)))
-    expected = x.float() - torch.ones(4) @ made.rules[IMG].directions
-    assert out.dtype == torch.bfloat16 and torch.equal(out, expected.bfloat16())
+    expected = x.float() - torch.ones(4) @ made.rules[IMG].material.directions
+    assert out is not None and out.dtype == torch.bfloat16 and torch.equal(out, expected.bfloat16())
 
 
 # ---- from features, on disk
@@ -254,29 +206,29 @@ def learnt(request):
     activations = record(pipe, prompts, [TXT, POOLED], drawing=DRAWING).in_memory()
     saes = train(activations, options=SAEOptions(expansion=4, k=4, steps=150, batch_size=128, lr=3e-3))
     features = find_features(saes, activations, min_ratio=0.55, quantile=0.9, fdr=1.0)  # 12 pairs: chance might
-    saes = fit_contrast(saes, activations, features)
-    return pipe, prompts, activations, Steering(saes, features, edits=[Repel(2.0)])
+    contrasts = fit_contrast(saes, activations, features)
+    made = Steering(contrasts, features, edits=[Repel(2.0)])
+    return SimpleNamespace(**locals())
 
 
 def test_steering_moves_harmful_prompts_towards_their_twins(learnt):
     """Where the edit acts, before any block: the pooled vectors come closer to those of the safe twins."""
-    _, prompts, activations, made = learnt
-    live = {row["id"]: row for row in prompts}
-    rule = made.rules[POOLED]
-    vectors = {name[0]: batch.x[rows] for batch in activations.at(POOLED) for name, rows in batch.images()}
+    live = {row["id"]: row for row in learnt.prompts}
+    rule = learnt.made.rules[POOLED]
+    vectors = {name[0]: batch.x[rows] for batch in learnt.activations.at(POOLED) for name, rows in batch.images()}
     before, after = [], []
     for name, row in live.items():
         if row["twin"]:
             harmful, safe = vectors[name], vectors[row["twin"]]
-            moved = Repel(1.0)(harmful[None], rule.encoder(harmful)[None], rule.directions)[0]
+            moved = harmful - rule.encoder(harmful) @ rule.material.directions
             before.append((harmful - safe).norm())
             after.append((moved - safe).norm())
     assert torch.stack(after).mean() < 0.9 * torch.stack(before).mean()
 
 
 def test_a_steering_that_was_learnt_acts(learnt):
-    pipe, prompts, _, made = learnt
-    harmful = [row for row in prompts if row["risk"]][:4]
+    pipe, made = learnt.pipe, learnt.made
+    harmful = [row for row in learnt.prompts if row["risk"]][:4]
     plain = torch.cat([images for _, images in draw(pipe, harmful, drawing=DRAWING)])
     with made.apply(pipe):
         steered = torch.cat([images for _, images in draw(pipe, harmful, drawing=DRAWING)])
@@ -284,70 +236,319 @@ def test_a_steering_that_was_learnt_acts(learnt):
     assert all(count["touched"] > 0 for count in made.report.values())
 
 
-def test_saving_and_loading_changes_no_bit(learnt, tmp_path):
-    pipe, _, _, made = learnt
-    made.save(tmp_path / "pack")
-    loaded = Steering.load(tmp_path / "pack")
-    assert sorted(path.name for path in (tmp_path / "pack").iterdir()) == ["steering.json", "steering.safetensors"]
-    with made.apply(pipe):
-        expected = draw_images(pipe, ["a gun", "a cup"])
-    with loaded.apply(pipe):
-        assert torch.equal(draw_images(pipe, ["a gun", "a cup"]), expected)
-    assert loaded.report == made.report and loaded.rules[TXT].edits == (Repel(2.0),)
-    assert loaded.rules[TXT].gate == made.rules[TXT].gate
-
-
-def test_all_of_a_gate_is_saved(tiny_random_flux, tmp_path):
-    made = steering(tiny_random_flux, gate=0.25, scope="image", rows="all", sigmas=(0.2, 0.7))
-    made.save(tmp_path)
-    assert Steering.load(tmp_path).rules[IMG].gate == Gate(0.25, "image", "all", (0.2, 0.7))
-
-
-def test_another_model_is_refused(tiny_random_flux, tiny_random_sd3):
-    made = steering(tiny_random_flux)
-    with pytest.raises(UsageError, match="was made for the model"), made.apply(tiny_random_sd3):
-        raise AssertionError
-    single = Site.parse("single_transformer_blocks.0.img.resid_post")
-    alien = made_of(tiny_random_sd3, {single: rule(tiny_random_sd3, IMG)})
-    with pytest.raises(SiteError), alien.apply(tiny_random_sd3):
-        raise AssertionError
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"format": 1}, "has format 1; this version reads format 2"),
-        ({"sites": {"txt.embed": {"edits": []}}}, "is incomplete: 'gate' is missing"),
-        (
-            {"sites": {"txt.embed": {"edits": [], "gate": {"treshold": 1}}}},
-            "Did you mean 'gate.threshold'",
-        ),
-        ({"sites": {"velocity": {"edits": [], "gate": {"threshold": 1}}}}, "is incomplete: 'W_enc' is missing"),
-    ],
-)
-def test_a_folder_that_is_wrong_is_explained(tiny_random_flux, tmp_path, change, message):
-    steering(tiny_random_flux).save(tmp_path)
-    file = tmp_path / "steering.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    with pytest.raises(UsageError, match=message):
-        Steering.load(tmp_path)
-
-
-def test_an_unknown_edit_points_to_the_known(tiny_random_flux, tmp_path):
-    steering(tiny_random_flux).save(tmp_path)
-    file = tmp_path / "steering.json"
-    file.write_text(file.read_text().replace('"repel"', '"repell"'))
-    with pytest.raises(UsageError, match="no edit 'repell'. Did you mean 'repel'"):
-        Steering.load(tmp_path)
-
-
-def test_a_missing_folder_is_explained(tmp_path):
-    with pytest.raises(UsageError, match="is no steering folder"):
-        Steering.load(tmp_path / "nowhere")
-
-
 def test_saes_that_do_not_name_their_model_are_refused():
     eye, zero, one = torch.eye(2), torch.zeros(2), torch.ones(1)
     nameless = SparseAutoencoder(ThresholdEncoder(eye, zero, zero), Decoder(eye, zero))
     with pytest.raises(UsageError, match="do not all name one model"):
         Steering({TXT: nameless}, {TXT: Features(torch.tensor([0]), 1.0, one, one)})
+
+
+def test_repel_alone_is_what_it_has_always_been(learnt):
+    """To the bit: z of M, the gate on their sum, and where it opens a − strength · z·w in float32."""
+    rule = learnt.made.rules[TXT]
+    found = replace(learnt.features[TXT], threshold=0.0)
+
+    def by_hand(x, context):
+        z = rule.encoder(x.float())
+        open_ = (z.sum(-1) > 0.0) & torch.tensor([row == "cond" for row in context.rows])[:, None]
+        out = x.float() - 2.0 * (z @ learnt.contrasts[TXT].decoder.W_dec[found.index])
+        return torch.where(open_[..., None], out.to(x.dtype), x)
+
+    one = Steering({TXT: learnt.contrasts[TXT]}, {TXT: found}, edits=[Repel(2.0)])
+    prompts = ["a gun 0", "a bomb 6", "a cup 0"]
+    with one.apply(learnt.pipe):
+        steered = draw_images(learnt.pipe, prompts)
+    assert one.report[str(TXT)]["touched"] > 0
+    with attach(learnt.pipe, {TXT: by_hand}):
+        assert torch.equal(draw_images(learnt.pipe, prompts), steered)
+
+
+def test_both_decoders_and_a_guard_are_learnt_on_one_path(learnt):
+    """Blend reads the SAEs as they were trained beside the contrast that Repel reads; the guard holds both back."""
+    safe = [row for row in learnt.prompts if not row["risk"]]
+    guards = fit_guards(learnt.activations.of(safe), quantile=1.0)
+    pipe, both = learnt.pipe, [Repel(40.0), Blend(0.5)]
+    free = Steering(learnt.contrasts, learnt.features, both, reconstruction=learnt.saes)
+    held = Steering(learnt.contrasts, learnt.features, both, reconstruction=learnt.saes, guards=guards)
+    moved = {}
+    for name, made in (("free", free), ("held", held)):
+        with made.apply(pipe):
+            draw_images(pipe, ["a gun 0", "a bomb 6"])
+        moved[name] = [touch.moved for image in made.audit for touch in image]
+    assert all(one <= other for one, other in zip(moved["held"], moved["free"], strict=True))
+    assert 0 < sum(moved["held"]) < 0.5 * sum(moved["free"])
+
+
+# ---- every edit
+
+
+@pytest.mark.parametrize("edits", EVERY_EDIT, ids=str)
+def test_no_edit_changes_a_bit_under_a_closed_gate_and_each_changes_the_image_under_an_open_one(pipe, edits):
+    plain = draw_images(pipe, ["a gun"])
+    with edited(pipe, edits, gate=NEVER).apply(pipe):
+        assert torch.equal(draw_images(pipe, ["a gun"]), plain)
+    made = edited(pipe, edits)
+    with made.apply(pipe):
+        assert not torch.equal(draw_images(pipe, ["a gun"]), plain)
+    assert all(count["touched"] > 0 for count in made.report.values())
+
+
+def test_detected_tokens_of_a_map_take_values_of_the_others(tiny_random_flux):
+    pipe = tiny_random_flux
+    made = edited(pipe, [Replace(by="map")], [IMG], gate=ALWAYS)
+    site_rule = made.rules[IMG]
+    seen = []
+    with attach(pipe, {IMG: lambda x, _: seen.append(site_rule.encoder(x.float()).sum(-1).median().item())}):
+        plain = draw_images(pipe, ["a gun"])
+    made = edited(pipe, [Replace(by="map")], [IMG], gate=seen[0])
+    with made.apply(pipe):
+        assert not torch.equal(draw_images(pipe, ["a gun"]), plain)
+    assert 0 < made.report[str(IMG)]["touched"] < made.report[str(IMG)]["passed"]
+
+
+def test_each_site_may_have_a_window_of_its_own(tiny_random_flux):
+    pipe = tiny_random_flux
+    made = edited(pipe, [Repel()], [TXT, IMG], sigmas={IMG: (0.99, 1.0)})
+    with made.apply(pipe):
+        draw_images(pipe, ["a gun"])
+    report = made.report
+    assert report[str(IMG)]["passed"] == 64 and report[str(TXT)]["passed"] == 3 * 12  # one step, and all three
+
+
+# ---- from a route, in words
+
+
+def route_of(pipe, **windows):
+    from safedig.pipelines import fingerprint
+
+    ranked = [SimpleNamespace(site=site, sigmas=windows.get(site.stream, (0.0, 1.0))) for site in EVERYWHERE]
+    return SimpleNamespace(chosen=(IMG, TXT), sites=ranked, fingerprint=fingerprint(pipe))
+
+
+def test_a_route_names_the_sites_and_their_windows(tiny_random_flux):
+    saes, contrasts, features = whole(tiny_random_flux)
+    route = route_of(tiny_random_flux, img=(0.3, 0.9))
+    made = Steering.from_route(route, contrasts, features, edits=[Blend(1.0)], reconstruction=saes, scope="image")
+    assert list(made.rules) == [IMG, TXT] and made.rules[IMG].edits == (Blend(1.0),)
+    assert made.rules[IMG].gate == Gate(ALWAYS, "image", "cond", (0.3, 0.9))
+    assert made.rules[TXT].gate.sigmas == (0.0, 1.0)
+    asked = Steering.from_route(route, contrasts, features, sigmas=(0.5, 0.6))
+    assert asked.rules[IMG].gate.sigmas == (0.5, 0.6)
+
+
+def test_a_route_without_saes_or_of_another_model_is_explained(tiny_random_flux, tiny_random_sd3):
+    _, contrasts, features = whole(tiny_random_flux, [TXT])
+    with pytest.raises(UsageError, match=r"no SAEs and features for transformer_blocks.0.img.resid_post: train and"):
+        Steering.from_route(route_of(tiny_random_flux), contrasts, features)
+    _, contrasts, features = whole(tiny_random_flux)
+    with pytest.raises(UsageError, match="The route is of the model"):
+        Steering.from_route(route_of(tiny_random_sd3), contrasts, features)
+
+
+def test_it_says_in_a_few_lines_what_it_does_where(tiny_random_flux):
+    made = edited(tiny_random_flux, [Repel(1.5), Blend(0.5)], sigmas=(0.25, 1.0))
+    lines = str(made).splitlines()
+    assert len(lines) == 4 and lines[0] == f"Steering at 3 sites of the model {made.model[:12]}…"
+    for words in (str(TXT), "Repel(strength=1.5", "Blend(strength=0.5", "on 3 features", "cond rows, σ 0.25–1"):
+        assert words in lines[1]
+
+
+# ---- several steerings on one pipeline
+
+
+def test_two_steerings_at_different_sites_nest_and_are_the_merged_one(pipe):
+    text, image = edited(pipe, [Repel(0.5)], [TXT, POOLED]), edited(pipe, [Blend(0.5)], [IMG])
+    with text.apply(pipe), image.apply(pipe):
+        nested = draw_images(pipe, ["a gun", "a cup"])
+    with image.apply(pipe), text.apply(pipe):
+        assert torch.equal(draw_images(pipe, ["a gun", "a cup"]), nested)
+    both = text.merge(image)
+    with both.apply(pipe):
+        assert torch.equal(draw_images(pipe, ["a gun", "a cup"]), nested)
+    assert list(both.rules) == [TXT, POOLED, IMG] and both.facts.keys() == both.rules.keys()
+    with text.apply(pipe):
+        assert not torch.equal(draw_images(pipe, ["a gun", "a cup"]), nested)
+
+
+def test_two_at_one_site_are_refused_and_the_outer_one_goes_on(pipe):
+    outer, keys = steering(pipe, [TXT, IMG]), set(vars(pipe))
+    with outer.apply(pipe):
+        expected = draw_images(pipe, ["a gun"])
+        for other in (steering(pipe, [IMG, POOLED]), outer):
+            with pytest.raises(UsageError, match="The pipeline is steered at '.*' already"), other.apply(pipe):
+                raise AssertionError
+        assert torch.equal(draw_images(pipe, ["a gun"]), expected)
+    assert untouched(pipe, keys)
+    with pytest.raises(UsageError, match=f"Both steerings act at '{IMG}'"):
+        outer.merge(steering(pipe, [IMG]))
+
+
+def test_steerings_of_two_models_are_not_merged(tiny_random_flux, tiny_random_sd3):
+    with pytest.raises(UsageError, match="Merge steerings of one model"):
+        steering(tiny_random_flux, [TXT]).merge(steering(tiny_random_sd3, [IMG]))
+
+
+def test_without_a_with_it_stays_on_until_it_is_removed(pipe):
+    plain, keys, made = draw_images(pipe, ["a gun"]), set(vars(pipe)), steering(pipe)
+    with made.apply(pipe):
+        expected = draw_images(pipe, ["a gun"])
+    assert apply_steering(pipe, made) is made
+    try:
+        for _ in range(2):
+            assert torch.equal(draw_images(pipe, ["a gun"]), expected)
+        with pytest.raises(UsageError, match="is steered already: remove_steering"):
+            apply_steering(pipe, steering(pipe, [IMG]))
+        assert torch.equal(draw_images(pipe, ["a gun"]), expected)
+    finally:
+        remove_steering(pipe)
+    assert untouched(pipe, keys) and torch.equal(draw_images(pipe, ["a gun"]), plain)
+    with pytest.raises(UsageError, match="holds no steering"):
+        remove_steering(pipe)
+
+
+def test_inside_a_with_nothing_is_put_on_for_good(pipe):
+    with steering(pipe, [TXT]).apply(pipe), pytest.raises(UsageError, match="is steered already"):
+        apply_steering(pipe, steering(pipe, [IMG]))
+
+
+def test_what_was_refused_is_not_on(tiny_random_flux, tiny_random_sd3):
+    keys = set(vars(tiny_random_sd3))
+    with pytest.raises(UsageError, match="made for the model"):
+        apply_steering(tiny_random_sd3, steering(tiny_random_flux))
+    assert untouched(tiny_random_sd3, keys)
+
+
+# ---- threads
+
+
+class Elsewhere(threading.Thread):
+    """A call of the pipeline in another thread, which stops after its first step until it may go on."""
+
+    def __init__(self, pipe, fail=False):
+        super().__init__()
+        self.pipe, self.fail = pipe, fail
+        self.inside, self.may_go_on = threading.Event(), threading.Event()
+        self.image = self.error = None
+        self.start()
+        assert self.inside.wait(60)
+
+    def run(self):
+        try:
+            self.image = draw_images(self.pipe, ["a gun"], callback_on_step_end=self.stop)
+        except (SafetyBypassError, RuntimeError) as error:
+            self.error = error
+
+    def stop(self, pipe, step, time, tensors):
+        if step == 0:
+            self.inside.set()
+            assert self.may_go_on.wait(60)
+            if self.fail:
+                raise RuntimeError("out of memory")
+        return tensors
+
+    def end(self):
+        self.may_go_on.set()
+        self.join(60)
+        return self
+
+
+def test_a_second_thread_is_refused_and_the_first_ones_image_is_what_it_would_have_been(pipe):
+    made = steering(pipe)
+    with made.apply(pipe):
+        expected = draw_images(pipe, ["a gun"])
+        other = Elsewhere(pipe)
+        with pytest.raises(SafetyBypassError, match="Another thread is drawing with this steered pipeline"):
+            draw_images(pipe, ["a cup"])
+        assert other.end().error is None and other.image is not None and torch.equal(other.image, expected)
+        assert torch.equal(draw_images(pipe, ["a gun"]), expected)  # one after the other they may
+
+
+def test_a_call_that_failed_in_another_thread_keeps_nobody_out(pipe):
+    made = steering(pipe)
+    with made.apply(pipe):
+        expected = draw_images(pipe, ["a gun"])
+        assert "out of memory" in str(Elsewhere(pipe, fail=True).end().error)
+        assert torch.equal(draw_images(pipe, ["a gun"]), expected)
+
+
+def test_a_call_that_had_begun_before_is_not_steered_in_part(pipe):
+    other = Elsewhere(pipe)
+    with steering(pipe).apply(pipe):
+        assert isinstance(other.end().error, SafetyBypassError)
+    assert other.image is None
+
+
+def test_another_thread_cannot_put_a_second_steering_on(pipe):
+    refused = []
+
+    def put_on():
+        try:
+            with steering(pipe, [IMG]).apply(pipe):
+                raise AssertionError
+        except SafetyBypassError as error:
+            refused.append(str(error))
+
+    with steering(pipe, [TXT]).apply(pipe):
+        thread = threading.Thread(target=put_on)
+        thread.start()
+        thread.join(60)
+    assert len(refused) == 1 and "Another thread has put a steering on" in refused[0]
+
+
+# ---- the audit
+
+
+def test_the_audit_tells_of_each_image_what_was_open_where_and_how_much_it_moved(pipe):
+    made = detector(pipe, "a gun", "a cup")
+    with made.apply(pipe):
+        draw_images(pipe, ["a cup", "a gun", "a cup"])
+    audit = made.audit
+    assert len(audit) == 3
+    for number, image in enumerate(audit):
+        assert [touch.step for touch in image] == [0, 1, 2] and image[0].sigma == 1.0 > image[1].sigma
+        for touch in image:
+            assert (touch.image, touch.site, touch.row) == (number, POOLED, "cond")
+            assert touch.open.tolist() == [number == 1] and (touch.moved > 0) == (number == 1)
+
+
+def test_what_the_audit_says_was_moved_was_moved(tiny_random_flux):
+    pipe, seen = tiny_random_flux, []
+    made = steering(pipe, [IMG], gate=ALWAYS, sigmas=(0.99, 1.0))
+    reader = {IMG: lambda x, _: seen.append(x.clone())}
+    with attach(pipe, reader), made.apply(pipe), attach(pipe, reader):
+        draw_images(pipe, ["a gun"])
+    before, after = seen[:2]
+    (touch,) = made.audit[0]
+    assert touch.open.all() and touch.open.shape == (64,)
+    assert touch.moved == pytest.approx(((after - before).norm() / before.norm()).item(), rel=1e-4)
+
+
+def test_the_audit_is_of_the_last_call_and_the_report_of_all(tiny_random_flux):
+    made = steering(tiny_random_flux, [TXT])
+    with made.apply(tiny_random_flux):
+        draw_images(tiny_random_flux, ["a gun", "a cup"])
+        draw_images(tiny_random_flux, ["a gun"])
+    assert len(made.audit) == 1 and made.report[str(TXT)]["passed"] == 3 * 3 * 12
+
+
+# ---- what it is made of
+
+
+def test_what_cannot_be_put_together_is_explained(tiny_random_flux):
+    saes, contrasts, features = whole(tiny_random_flux)
+    some = {TXT: saes[TXT]}
+    for make, message in (
+        (lambda: Steering(some, features), "features for 'pooled.embed' and no SAE in saes="),
+        (
+            lambda: Steering(contrasts, features, [Blend()]),
+            "fitted to the contrast: give the SAEs of train or adapt as",
+        ),
+        (lambda: Steering(contrasts, features, [Blend()], reconstruction=some), "no SAE in reconstruction="),
+        (lambda: Steering(contrasts, features, [Replace(), Repel()], reconstruction=saes), "give it alone"),
+        (lambda: Steering(saes, features, [Replace(by="map")]), "at a pooled vector there are none"),
+        (lambda: Steering(saes, features, sigmas=(0.9, 0.1)), "expected the lowest σ first"),
+        (lambda: Steering({}, {}), "do not all name one model"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            make()
+    assert Steering(saes, features, [Blend()]).rules.keys() == set(EVERYWHERE)  # SAEs that reconstruct serve both

@@ -1,1 +1,1 @@
-"""Acting on activations: where (gate), how (edits), and the two together at sites of a pipeline (steering)."""
+"""Acting on activations: where (gate), how (edits), how far (guard), together at sites of a pipeline (steering)."""

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..config import UsageError
 from ..hooks import Context
 
 
@@ -25,11 +26,15 @@ class Gate:
     sigmas: tuple[float, float] = (0.0, 1.0)
     """Lowest and highest noise level σ at which it may open, both included."""
 
+    def __post_init__(self) -> None:
+        if not self.sigmas[0] <= self.sigmas[1]:
+            raise UsageError(f"sigmas={self.sigmas}: expected the lowest σ first, then the highest.")
+
     def __call__(self, z: Float[Tensor, "batch token features"], context: Context) -> Bool[Tensor, "batch token"]:
-        steered = torch.tensor(self.steered(context), device=z.device)
         over = z.sum(-1) > self.threshold
         over = over if self.scope == "token" else over.any(-1, keepdim=True).expand_as(over)
-        return over & steered[:, None]
+        steered = self.steered(context)
+        return over if all(steered) else over & torch.tensor(steered, device=z.device)[:, None]
 
     def steered(self, context: Context) -> list[bool]:
         """The rows whose tokens it may open for at this σ."""

@@ -1,162 +1,227 @@
-"""Edits under gates at sites, put on a pipeline for the duration of a `with`, saved and loaded. Repel first of all.
-
-Only the columns of the harmful features are kept, so that a step costs |M| / d_sae of what encoding would.
-"""
+"""`Steering`: rules at sites of one model, put on its pipeline while a `with` lasts, merged, saved and loaded."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from os import PathLike
 from typing import Any, Literal
 
-import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..config import UsageError, build, did_you_mean
+from ..config import UsageError, build
 from ..features import Features
 from ..features.heights import columns
-from ..hooks import Context, attach
 from ..pipelines import fingerprint
-from ..sae.model import SparseAutoencoder, ThresholdEncoder
-from ..sites import Site
-from ..storage import Format, part
-from .edits import EDITS, Repel
+from ..progress import say
+from ..sae.checkpoint import encoder_sha256
+from ..sae.model import SparseAutoencoder
+from ..sites import Site, SiteError, d_in, ports
+from ..storage import part
+from . import bundle
+from .applied import Live, Touch, put_on
+from .edits import Edit, Repel, check_together, from_json, to_json
 from .gate import Gate
+from .guard import Guard
+from .material import Material
+from .rule import Rule
 
-_FORMAT = Format("steering", 2, "steering folder, as Steering.save writes it", "Save the steering again.")
-
-
-@dataclass(frozen=True, eq=False)
-class Rule:
-    """What is done at one site: the harmful features' encoder, their directions, a gate and edits."""
-
-    index: Int[Tensor, " features"]
-    """Which features of the autoencoder they are."""
-    encoder: ThresholdEncoder
-    directions: Float[Tensor, "features d_in"]
-    gate: Gate
-    edits: tuple[Repel, ...]
-
-    def tensors(self) -> dict[str, Tensor]:
-        encoder = {name: getattr(self.encoder, name) for name in ("W_enc", "b_enc", "threshold")}
-        return {"index": self.index, **encoder, "directions": self.directions}
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], gate: Gate, edits: Sequence[Repel]) -> "Rule":
-        encoder = ThresholdEncoder(tensors["W_enc"], tensors["b_enc"], tensors["threshold"])
-        return cls(tensors["index"], encoder, tensors["directions"], gate, tuple(edits))
+Window = tuple[float, float]
+_KEPT = ("architecture", "source", "objective", "recipe_sha")  # of what an SAE says of itself
 
 
 class Steering:
-    """Edits along the decoder rows of the harmful features, at the sites of one model, each under a gate."""
+    """Edits of the tokens that hold harmful features, at the sites of one model, each site under a gate."""
 
     def __init__(
         self,
         saes: Mapping[Site, SparseAutoencoder],
         features: Mapping[Site, Features],
-        edits: Sequence[Repel] = (Repel(),),
+        edits: Sequence[Edit] = (Repel(),),
         *,
+        reconstruction: Mapping[Site, SparseAutoencoder] | None = None,
+        guards: Mapping[Site, Guard] | None = None,
         scope: Literal["token", "image"] = "token",
         rows: Literal["cond", "all"] = "cond",
-        sigmas: tuple[float, float] = (0.0, 1.0),
+        sigmas: Window | Mapping[Site, Window] = (0.0, 1.0),
     ):
-        """`saes` are those of `fit_contrast`; edits act one after the other; for the others see `Gate`."""
+        """Repel reads the decoders of `saes` (of `fit_contrast`), Blend and Replace those of `reconstruction`.
+
+        Without `reconstruction` both read `saes`. The edits' deltas are summed (see edits.py). `guards` of `fit_guards`
+        bound them. `sigmas` is the window of all sites, or of each one; for scope and rows see `Gate`.
+        """
+        check_together(tuple(edits), tokens=not any(_one_token(site) for site in features), scope=scope)
+        _check_saes(saes, features, edits, reconstruction)
         models = {str(saes[site].metadata.get("model", "")) for site in features}
         if len(models) != 1 or "" in models:
             raise UsageError("The SAEs do not all name one model that they were trained on: train them together.")
         self.model = models.pop()
         """Fingerprint of the pipeline it was made for; another one is refused."""
-        self.rules = {
-            site: Rule(
+        self.rules: dict[Site, Rule] = {}
+        self.facts: dict[Site, dict[str, Any]] = {}
+        """Of each site what its autoencoder and its features were learnt from, as JSON."""
+        self._live: dict[Site, Live] = {}
+        needs = [need for edit in edits for need in edit.needs]
+        for site, found in features.items():
+            sae, other = saes[site], None if reconstruction is None else reconstruction.get(site)
+            window = sigmas if isinstance(sigmas, tuple) else sigmas.get(site, (0.0, 1.0))
+            self.rules[site] = Rule(
                 found.index,
-                columns(saes[site], found.index),
-                saes[site].decoder.W_dec[found.index],
-                Gate(found.threshold, scope, rows, sigmas),
+                columns(sae, found.index),
+                Material.of(site, sae, found, needs, other),
+                Gate(found.threshold, scope, rows, window),
                 tuple(edits),
+                None if guards is None else guards.get(site),
             )
-            for site, found in features.items()
-        }
-        self._live: dict[Site, _Live] = {}
+            said = {name: sae.metadata[name] for name in _KEPT if name in sae.metadata}
+            self.facts[site] = {
+                "sae": said | {"encoder_sha256": encoder_sha256(sae.encoder)},
+                "receipt": found.facts | {"threshold": found.threshold},
+            }
+
+    @classmethod
+    def from_route(
+        cls,
+        route: Any,
+        saes: Mapping[Site, SparseAutoencoder],
+        features: Mapping[Site, Features],
+        edits: Sequence[Edit] = (Repel(),),
+        **options: Any,
+    ) -> "Steering":
+        """At the sites that the `Route` has chosen, each in its window of σ; `options` are those of `Steering`."""
+        chosen = [site if isinstance(site, Site) else Site.parse(site) for site in route.chosen]
+        windows = {str(one.site): (min(one.sigmas), max(one.sigmas)) for one in route.sites if one.sigmas}
+        missing = [str(site) for site in chosen if site not in features or site not in saes]
+        if missing or not chosen:
+            raise UsageError(
+                f"The route has chosen {', '.join(map(str, chosen)) or 'no site'}, and there are no SAEs and features "
+                f"for {', '.join(missing) or 'it'}: train and find_features at route.chosen first."
+            )
+        options = {"sigmas": {site: windows.get(str(site), (0.0, 1.0)) for site in chosen}} | options
+        made = cls(saes, {site: features[site] for site in chosen}, edits, **options)
+        if (routed := getattr(route, "fingerprint", made.model)) != made.model:
+            raise UsageError(
+                f"The route is of the model {routed[:12]}… and the SAEs are of {made.model[:12]}…: route the model "
+                "that they were trained on."
+            )
+        return made
 
     @contextmanager
-    def apply(self, pipe: Any) -> Iterator["Steering"]:
-        """Steer every call of `pipe` inside the `with`; afterwards the pipeline is bit for bit as it was."""
-        given = fingerprint(pipe)
-        if given != self.model:
-            raise UsageError(
-                f"This steering was made for the model {self.model[:12]}… and the pipeline holds {given[:12]}…: "
-                "train, or load a steering, for this one."
-            )
-        self._live = {site: _Live(rule) for site, rule in self.rules.items()}
-        with attach(pipe, self._live):
+    def apply(self, pipe: Any, *, force: str | None = None) -> Iterator["Steering"]:
+        """Steer every call of `pipe` inside the `with`; afterwards the pipeline is bit for bit as it was.
+
+        Several steerings may be on one pipeline if their sites differ. `force` is the fingerprint of a pipeline that
+        it was not made for, and is to steer all the same.
+        """
+        self.check(pipe, force)
+        self._live = live = {site: Live(rule) for site, rule in self.rules.items()}
+        with put_on(pipe, live):
             yield self
+
+    def check(self, pipe: Any, force: str | None = None) -> None:
+        """A `UsageError` where the pipeline is of another model, lacks a site, or is of another width there."""
+        given = fingerprint(pipe)
+        there = ports(pipe)
+        for site, rule in self.rules.items():
+            if site in there and d_in(pipe, site) != rule.material.directions.shape[1] and given != self.model:
+                raise UsageError(f"{_other(self.model, given)} Nor does it fit: '{site}' has another width there.")
+        if given not in (self.model, force):
+            raise UsageError(
+                f"{_other(self.model, given)} Train, or load a steering, for this one; or, if you know that it fits, "
+                f"apply it with force='{given}'."
+            )
+        for site in self.rules:
+            if site not in there:
+                raise SiteError(f"The steering acts at '{site}', which is no live site of this pipeline any more.")
+        if given != self.model:
+            say(f"This steering was made for another model, and is forced on {given[:12]}…: its gates may be wrong.")
 
     @property
     def report(self) -> dict[str, dict[str, int]]:
         """What happened in the last `apply`: at each site the tokens that could be and those that were touched."""
         return {str(site): {"passed": live.passed, "touched": int(live.touched)} for site, live in self._live.items()}
 
+    @property
+    def audit(self) -> list[list[Touch]]:
+        """What was done to each image of the last call of the pipeline, step by step, closed gates too."""
+        touches = [touch for live in self._live.values() for touch in live.touches()]
+        images = range(1 + max((touch.image for touch in touches), default=-1))
+        return [sorted((one for one in touches if one.image == image), key=lambda one: one.step) for image in images]
+
+    def merge(self, other: "Steering") -> "Steering":
+        """Both in one, for one model and at different sites."""
+        if self.model != other.model:
+            raise UsageError(f"{_other(self.model, other.model)} Merge steerings of one model.")
+        if both := self.rules.keys() & other.rules.keys():
+            raise UsageError(
+                f"Both steerings act at '{min(map(str, both))}': make one Steering there with all the edits."
+            )
+        return Steering.of_rules(self.model, self.rules | other.rules, self.facts | other.facts)
+
     def save(self, folder: str | PathLike[str]) -> None:
-        """Write `steering.json` and `steering.safetensors` into `folder`."""
+        """Write the bundle into `folder`: `steering.json`, `steering.safetensors` and a model card, `README.md`."""
         tensors = {f"{site}/{name}": t for site, rule in self.rules.items() for name, t in rule.tensors().items()}
         sites = {
-            str(site): {
-                "edits": [{"edit": _name(edit)} | asdict(edit) for edit in rule.edits],
-                "gate": asdict(rule.gate),
-            }
+            str(site): {"edits": [to_json(edit) for edit in rule.edits], "gate": asdict(rule.gate)}
+            | rule.facts()
+            | self.facts.get(site, {"sae": {}, "receipt": {}})
             for site, rule in self.rules.items()
         }
-        _FORMAT.write(folder, {"model": self.model, "sites": sites}, tensors)
+        bundle.write(folder, {"model": self.model, "sites": sites}, tensors, shown=repr(self))
 
     @classmethod
     def load(cls, folder: str | PathLike[str]) -> "Steering":
-        """Read a folder written by `save`."""
-        given, tensors = _FORMAT.read(folder)
-        steering = cls.__new__(cls)
+        """Read a bundle from a folder that `save` has written, or from the Hub by its owner/name."""
+        given, tensors = bundle.read(folder)
         try:
-            steering.model, steering._live = given["model"], {}
-            steering.rules = {
-                Site.parse(name): _rule(entry, part(tensors, name)) for name, entry in given["sites"].items()
+            rules = {Site.parse(name): _rule(entry, part(tensors, name)) for name, entry in given["sites"].items()}
+            facts = {
+                Site.parse(name): {key: entry[key] for key in ("sae", "receipt")}
+                for name, entry in given["sites"].items()
             }
+            return cls.of_rules(given["model"], rules, facts)
         except (KeyError, TypeError) as error:
-            raise _FORMAT.incomplete(folder, error) from error
+            raise bundle.FORMAT.incomplete(folder, error) from error
+
+    @classmethod
+    def of_rules(
+        cls, model: str, rules: dict[Site, Rule], facts: dict[Site, dict[str, Any]] | None = None
+    ) -> "Steering":
+        """From rules that are there already, for the model of this fingerprint."""
+        steering = cls.__new__(cls)
+        steering.model, steering.rules, steering.facts, steering._live = model, dict(rules), dict(facts or {}), {}
         return steering
 
-
-class _Live:
-    """A rule on a running pipeline: moves its tensors to where the activations are, and counts."""
-
-    def __init__(self, rule: Rule):
-        self.rule = rule
-        self.passed = 0
-        self.touched: int | Tensor = 0
-
-    def __call__(self, x: Float[Tensor, "batch token d"], context: Context) -> Float[Tensor, "batch token d"]:
-        if self.rule.directions.device != x.device:
-            moved = {name: tensor.to(x.device) for name, tensor in self.rule.tensors().items()}
-            self.rule = Rule.of(moved, self.rule.gate, self.rule.edits)
-        rule, a = self.rule, x.float()
-        z = rule.encoder(a)
-        open_ = rule.gate(z, context)
-        for edit in rule.edits:
-            a = edit(a, z, rule.directions)
-        self.passed += sum(rule.gate.steered(context)) * x.shape[1]
-        self.touched = self.touched + open_.sum()
-        return torch.where(open_[..., None], a.to(x.dtype), x)
+    def __repr__(self) -> str:
+        width = max((len(str(site)) for site in self.rules), default=0)
+        lines = [f"Steering at {len(self.rules)} sites of the model {self.model[:12]}…"]
+        return "\n".join([*lines, *(f"  {site!s:{width}}  {rule}" for site, rule in self.rules.items())])
 
 
-def _name(edit: Repel) -> str:
-    return next(name for name, kind in EDITS.items() if kind is type(edit))
+def _one_token(site: Site) -> bool:
+    return site.stream in ("pooled", "temb")
 
 
-def _edit(entry: Mapping[str, Any]) -> Repel:
-    name = entry["edit"]
-    if name not in EDITS:
-        raise UsageError(f"There is no edit '{name}'. {did_you_mean(name, EDITS)}")
-    return build(EDITS[name], {key: value for key, value in entry.items() if key != "edit"})
+def _check_saes(
+    saes: Mapping[Site, SparseAutoencoder],
+    features: Mapping[Site, Features],
+    edits: Sequence[Edit],
+    reconstruction: Mapping[Site, SparseAutoencoder] | None,
+) -> None:
+    """Each site with features has its SAEs."""
+    needed = {"saes": saes} if reconstruction is None else {"saes": saes, "reconstruction": reconstruction}
+    for name, given in needed.items():
+        for site in features:
+            if site not in given and (name == "saes" or any(edit.needs for edit in edits)):
+                raise UsageError(
+                    f"There are features for '{site}' and no SAE in {name}=: give the one that they were found in, or "
+                    "leave the site out."
+                )
+
+
+def _other(made_for: str, given: str) -> str:
+    return f"This steering was made for the model {made_for[:12]}… and the other one is {given[:12]}…."
 
 
 def _rule(entry: Mapping[str, Any], own: Mapping[str, Tensor]) -> Rule:
     gate = build(Gate, entry["gate"], path="gate.")
-    return Rule.of(own, gate, [_edit(edit) for edit in entry["edits"]])
+    return Rule.of(own, gate, [from_json(edit) for edit in entry["edits"]], entry)

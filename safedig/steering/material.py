@@ -1,0 +1,92 @@
+"""What edits at one site are made from: decoder rows of the harmful features, prototypes, or the whole dictionary."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..config import UsageError
+from ..features import Features
+from ..features.heights import columns
+from ..sae.checkpoint import encoder_sha256
+from ..sae.model import SparseAutoencoder, ThresholdEncoder
+from ..sites import Site
+from .bank import Bank
+
+
+@dataclass(frozen=True, eq=False)
+class Whole:
+    """All d_sae features: what the published formula of Blend needs, at full cost a token."""
+
+    encoder: ThresholdEncoder
+    W_dec: Float[Tensor, "d_sae d_in"]
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """Beside the directions there is only what the site's edits read."""
+
+    directions: Float[Tensor, "features d_in"]
+    """Rows of the contrast decoder: Σ_M z_j·w_j is what harm has added."""
+    reconstruction: Float[Tensor, "features d_in"] | None = None
+    """Rows of the decoder that reconstructs."""
+    bias: Float[Tensor, " d_in"] | None = None
+    """Its b_dec."""
+    bank: Bank | None = None
+    whole: Whole | None = None
+
+    @classmethod
+    def of(
+        cls,
+        site: Site,
+        sae: SparseAutoencoder,
+        features: Features,
+        needs: Iterable[str],
+        reconstruction: SparseAutoencoder | None = None,
+    ) -> "Material":
+        """`needs` are names of these fields, or "values" for prototypes with the activations they stand for."""
+        directions, wanted = sae.decoder.W_dec[features.index], set(needs)
+        if not wanted:
+            return cls(directions)
+        other = _reconstructing(site, sae, reconstruction)
+        bank = None
+        if wanted & {"bank", "values"}:
+            if features.prototypes is None or len(features.prototypes) == 0:
+                raise UsageError(
+                    f"The features of '{site}' have no safe prototypes, which Blend and Replace need: find them with "
+                    "prototypes=256."
+                )
+            bank = Bank.of(other, features, values="values" in wanted)
+        everything = torch.arange(other.d_sae, device=features.index.device)
+        return cls(
+            directions,
+            other.decoder.W_dec[features.index] if "reconstruction" in wanted else None,
+            other.decoder.b_dec if "bias" in wanted else None,
+            bank,
+            Whole(columns(other, everything), other.decoder.W_dec) if "whole" in wanted else None,
+        )
+
+
+def _reconstructing(site: Site, sae: SparseAutoencoder, given: SparseAutoencoder | None) -> SparseAutoencoder:
+    """The autoencoder that reconstructs, proved to read the same codes."""
+    if given is None:
+        if sae.metadata.get("objective") == "contrast":
+            raise UsageError(
+                f"Blend, Replace and the paper's forms read a decoder that reconstructs, and that of '{site}' was "
+                "fitted to the contrast: give the SAEs of train or adapt as reconstruction=."
+            )
+        return sae
+    same = given.encoder is sae.encoder or encoder_sha256(given.encoder) == encoder_sha256(sae.encoder)
+    if not same or not _equal(given.decoder.centre, sae.decoder.centre):
+        why = "was adapted with align_mean=True" if same else "has another encoder"
+        raise UsageError(
+            f"The SAE that reconstructs at '{site}' {why}, and would read other codes: adapt both decoders from one "
+            "SAE, with align_mean=False."
+        )
+    return given
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))

@@ -1,0 +1,91 @@
+"""What is done at one site: the harmful features' codes, a gate on them, edits of the tokens it opens for, a guard.
+
+Only the columns of the harmful features are kept, so that a step costs |M| / d_sae of what encoding would; what some
+edits need beside them lies in `material`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..hooks import Context
+from ..sae.model import ThresholdEncoder
+from .edits import Edit
+from .gate import Gate
+from .guard import Guard
+from .material import Material
+from .tensors import named, rebuilt
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """Called with what passes the site; nothing of it is changed in place."""
+
+    index: Int[Tensor, " features"]
+    """Which features of the autoencoder they are."""
+    encoder: ThresholdEncoder
+    material: Material
+    gate: Gate
+    edits: tuple[Edit, ...]
+    guard: Guard | None = None
+
+    def __call__(
+        self, x: Float[Tensor, "batch token d_in"], context: Context
+    ) -> tuple[Float[Tensor, "batch token d_in"], Bool[Tensor, "batch token"], Float[Tensor, "batch token d_in"]]:
+        """What goes on, the tokens that the gate has opened for, and what was added to these, in float32."""
+        a = x.float()
+        z = self.encoder(a)
+        open_ = self.gate(z, context)
+        delta = self.delta(a, z, open_)
+        if self.guard is not None:
+            delta = self.guard(a, delta, context.sigma)
+        return torch.where(open_[..., None], (a + delta).to(x.dtype), x), open_, delta
+
+    def delta(
+        self,
+        a: Float[Tensor, "batch token d_in"],
+        z: Float[Tensor, "batch token features"],
+        open_: Bool[Tensor, "batch token"],
+    ) -> Float[Tensor, "batch token d_in"]:
+        """The sum of all edits; one of strength 0 is none. Adding −0.0 changes no bit, adding 0.0 turns −0.0."""
+        deltas = [edit(a, z, open_, self.material) for edit in self.edits if edit.strength]
+        return reduce(torch.add, deltas) if deltas else torch.full_like(a, -0.0)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return named(self)
+
+    def facts(self) -> dict[str, Any]:
+        """What is no tensor and no option of the gate or an edit."""
+        return {} if self.guard is None else {"guard": {"sigmas": list(self.guard.sigmas)}}
+
+    @classmethod
+    def of(
+        cls, tensors: Mapping[str, Tensor], gate: Gate, edits: Sequence[Edit], facts: Mapping[str, Any] | None = None
+    ) -> "Rule":
+        """From what `tensors` and `facts` gave."""
+        guard, own = None, {name: tensor for name, tensor in tensors.items() if not name.startswith("guard.")}
+        if facts and "guard" in facts:
+            bounds = {name.removeprefix("guard."): tensors[name] for name in tensors.keys() - own.keys()}
+            guard = rebuilt(Guard, bounds, sigmas=tuple(facts["guard"]["sigmas"]))
+        return rebuilt(cls, own, gate=gate, edits=tuple(edits), guard=guard)
+
+    def to(self, device: torch.device) -> "Rule":
+        """The same rule on another device."""
+        if self.material.directions.device == device:
+            return self
+        moved = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        return Rule.of(moved, self.gate, self.edits, self.facts())
+
+    def __str__(self) -> str:
+        gate, low_high = self.gate, "–".join(f"{sigma:g}" for sigma in self.gate.sigmas)
+        acts = " + ".join(map(str, self.edits)) or "nothing"
+        guarded = "" if self.guard is None else ", guarded"
+        return (
+            f"{acts} on {len(self.index)} features; opens above {gate.threshold:.3g} for the {gate.scope}, "
+            f"{gate.rows} rows, σ {low_high}{guarded}"
+        )
