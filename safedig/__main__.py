@@ -16,8 +16,12 @@ from .storage import check_writable
 from .verbs import VERBS, Options
 
 DEFAULT_RECIPE = "tiny-flux"
-USAGE = "safedig VERB [RECIPE] [key=value …] [--out DIR] [--prompts FILE] [--store PLACE] [--seed N] [--json] [--quick]"
-FLAGS = ("--out", "--prompts", "--store", "--seed", "--json", "--quick", "--quality", "--sites", "--help", "--version")
+USAGE = (
+    'safedig VERB ["PROMPT"] [RECIPE] [key=value …] [--out DIR] [--prompts FILE] [--store PLACE] [--bundle DIR] '
+    "[--seed N] [--json] [--quick]"
+)
+_VALUES, _SWITCHES = ("out", "prompts", "store", "seed", "bundle"), ("quick", "quality", "sites", "compare")
+FLAGS = tuple(f"--{name}" for name in (*_VALUES, *_SWITCHES, "json", "help", "version"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,8 +50,9 @@ def _answer(argv: list[str]) -> str:
         return __version__
     if given.help or not given.words:
         return _help()
-    name, recipe, overrides = _words(given.words)
-    options = _options(name, given)
+    name, prompt, recipe, overrides = _words(given)
+    overrides = [f"{name}.{one}" if one.partition("=")[0].strip() in VERBS[name].short else one for one in overrides]
+    options = _options(name, given, prompt)
     from .recipes import load
 
     settings = load(recipe, overrides)
@@ -57,18 +62,19 @@ def _answer(argv: list[str]) -> str:
     return json.dumps(result, indent=2, ensure_ascii=False) if given.json else verb.table(result)
 
 
-def _words(words: list[str]) -> tuple[str, str, list[str]]:
-    """The verb, the recipe (the tiny FLUX where none is named) and the overrides."""
-    name, *rest = words
+def _words(given: argparse.Namespace) -> tuple[str, str | None, str, list[str]]:
+    """The verb, the prompt if it takes one, the recipe (the tiny FLUX where none is named) and the overrides."""
+    name, *rest = given.words
     if name not in VERBS:
         raise UsageError(f"Unknown verb '{name}'. {did_you_mean(name, VERBS)}")
+    prompt = rest.pop(0) if VERBS[name].takes_prompt and given.prompts is None and rest else None
     recipe = rest.pop(0) if rest and "=" not in rest[0] else DEFAULT_RECIPE
-    return name, recipe, rest
+    return name, prompt, recipe, rest
 
 
-def _options(name: str, given: argparse.Namespace) -> Options:
+def _options(name: str, given: argparse.Namespace, prompt: str | None) -> Options:
     """The verb's flags, checked before any work begins."""
-    flags = {flag: getattr(given, flag) for flag in ("out", "prompts", "store", "seed", "quick", "quality", "sites")}
+    flags = {flag: getattr(given, flag) for flag in (*_VALUES, *_SWITCHES)}
     for flag, value in flags.items():
         if value not in (None, False) and flag not in VERBS[name].flags:
             takes = ", ".join(f"--{one}" for one in (*VERBS[name].flags, "json"))
@@ -79,7 +85,7 @@ def _options(name: str, given: argparse.Namespace) -> Options:
         raise UsageError(f"--prompts {given.prompts}: there is no such file; give a CSV, JSONL or Parquet file.")
     if given.out is not None:
         check_writable(given.out, "--out")
-    return Options(**flags)
+    return Options(**flags, prompt=prompt)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -93,9 +99,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--prompts", type=Path)
     parser.add_argument("--store")
+    parser.add_argument("--bundle")
     parser.add_argument("--seed", type=int)
-    for flag in ("--json", "--quick", "--quality", "--sites", "--version"):
-        parser.add_argument(flag, action="store_true")
+    for flag in (*_SWITCHES, "json", "version"):
+        parser.add_argument(f"--{flag}", action="store_true")
     parser.add_argument("-h", "--help", action="store_true")
     return parser
 
@@ -103,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
 def _help() -> str:
     from .recipes import names
 
-    verbs = [f"  {name:6} {verb.does}" for name, verb in VERBS.items()]
+    verbs = [f"  {name:8} {verb.does}" for name, verb in VERBS.items()]
     return "\n".join([f"Usage: {USAGE}", "", *verbs, "", f"Recipes: {', '.join(names())}, or a path to a TOML file."])
 
 

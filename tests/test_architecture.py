@@ -26,7 +26,7 @@ LAYERS = [  # from the ground up; a room may import rooms of its own row and of 
     ("adaptation",),
     ("steering", "denoiser", "rl"),
     ("evaluation",),
-    ("figures",),
+    ("figures", "routing_figures"),
     ("recipes",),
     ("estimate",),
     ("verbs", "explorer"),
@@ -37,11 +37,11 @@ GROUND = {"evaluation/records.py", "evaluation/intervals.py"}  # these know noth
 
 FREE = {"torch", "einops", "jaxtyping", "safetensors", "numpy"}  # what torch brings anyway, and featherweights
 DOORS = {
-    "matplotlib": ("figures.py",),
+    "matplotlib": ("figures.py", "routing_figures.py"),
     "transformers": ("tiny/", "pipelines.py", "skeleton.py", "evaluation/"),
     "tokenizers": ("tiny/",),
     "diffusers": ("tiny/", "pipelines.py", "skeleton.py"),
-    "huggingface_hub": ("pipelines.py", "sae/hub.py"),
+    "huggingface_hub": ("pipelines.py", "sae/hub.py", "steering/bundle.py"),
     "sae_lens": ("sae/",),
     "datasets": ("prompts.py",),
     "pyarrow": ("prompts.py", "activations/"),
@@ -98,6 +98,16 @@ def imports_point_down(sources: dict[str, str]) -> list[str]:
             if (RANK[target] > top and target != room(path)) or (target == "__init__" and not version_only):
                 faults.append(f"{path}:{line} imports '{target}', which lies above it")
     return faults
+
+
+def routing_knows_no_world_and_no_judge(sources: dict[str, str]) -> list[str]:
+    """It ranks real models as well: what it learns of an image comes from the caller."""
+    return [
+        f"{path}:{line} imports '{target}'"
+        for path, text in sources.items()
+        for target, line in ours(path, text)
+        if room(path) == "routing" and target == "tiny"
+    ]
 
 
 def no_room_waits_for_itself(sources: dict[str, str]) -> list[str]:
@@ -192,6 +202,9 @@ PLANTED = [
     (imports_point_down, "features.py", "from safedig import load_prompts"),
     (imports_point_down, "evaluation/records.py", "from ..prompts import COLUMNS"),
     (imports_point_down, "attic.py", "x = 1"),
+    (imports_point_down, "routing/scores.py", "def f():\n    from ..sae.model import SparseAutoencoder"),
+    (imports_point_down, "routing/causal.py", "from ..steering.edits import Repel"),
+    (routing_knows_no_world_and_no_judge, "routing/judged.py", "def f():\n    from ..tiny.judge import judge"),
     (no_room_waits_for_itself, "config.py", "def f():\n    from .progress import say\n"),
     (heavy_libraries_have_one_door, "sites.py", "def f():\n    import diffusers"),
     (heavy_libraries_have_one_door, "pipelines.py", "from diffusers import FluxPipeline"),

@@ -91,6 +91,37 @@ class Adapting:
 
 
 @dataclass(frozen=True)
+class Routing:
+    """From which risk domains to which `safedig route` ranks the sites, on what, and at what cost."""
+
+    source: str | tuple[str, ...] = ()
+    """Risk domains that are known; all but the target unless given."""
+    target: str = ""
+    """The domain that is moved to; without one, the source's domains are left out one at a time."""
+    sites: tuple[str, ...] = ()
+    """What is ranked: the inputs of the blocks and what each block leaves in its streams, unless given."""
+    scorer: str = "default"
+    """A name of `routing.scorers.SCORERS`, or criteria joined by `*`."""
+    prompts: int = 640
+    """Images that are recorded, those of the safe twins among them; [record] says at which σ."""
+    pairs: int = 32
+    """Harmful prompts of the causal check, each with its twin."""
+    budget: float = 0.4
+    """What the causal check may cost, as a share of drawing those images."""
+
+    def __post_init__(self) -> None:
+        if min(self.prompts, self.pairs) < 2 or self.budget <= 0:
+            raise UsageError(
+                f"route.prompts={self.prompts}, route.pairs={self.pairs}, route.budget={self.budget:g}: expected at "
+                "least 2, 2, and a share above 0."
+            )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,) if isinstance(self.source, str) else self.source
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Which model, where to act, how much to learn from, how hard to push."""
 
@@ -109,6 +140,7 @@ class Recipe:
     record: Recording | None = None
     train: Training | None = None
     adapt: Adapting | None = None
+    route: Routing | None = None
 
     @property
     def sha(self) -> str:

@@ -16,6 +16,11 @@ class Options:
     quick: bool = False
     quality: bool = False
     sites: bool = False
+    bundle: str | None = None
+    """A folder of a saved steering, or its Hub id."""
+    compare: bool = False
+    prompt: str | None = None
+    """The words after a verb that draws one prompt."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,10 @@ class Verb:
     module: str
     does: str
     flags: tuple[str, ...]
+    short: tuple[str, ...] = ()
+    """Keys of the recipe's section of the verb's name that may be given without it: `target=fire`."""
+    takes_prompt: bool = False
+    """Whether the word behind the verb is a prompt, where no --prompts are given."""
 
 
 VERBS = {
@@ -44,6 +53,12 @@ VERBS = {
         "keep on disk what passes the recipe's sites; the same command continues, repairs, or finds it done",
         ("out", "prompts", "seed"),
     ),
+    "route": Verb(
+        "safedig.verbs.route",
+        "rank the sites by how well steering there will hold on another domain, before anything is trained",
+        ("out", "prompts", "store", "seed"),
+        short=("source", "target"),
+    ),
     "train": Verb(
         "safedig.verbs.train",
         "autoencoders for the sites of a recording, measured on held-out prompts; the same command goes on with it",
@@ -53,6 +68,17 @@ VERBS = {
         "safedig.verbs.adapt",
         "new decoders for a target domain beside the trained encoders, which stay as they are",
         ("store", "out"),
+    ),
+    "generate": Verb(
+        "safedig.verbs.generate",
+        'draw "PROMPT", or --prompts FILE, steered by the --bundle; --compare: unsteered beside it',
+        ("bundle", "compare", "prompts", "seed", "out"),
+        takes_prompt=True,
+    ),
+    "attest": Verb(
+        "safedig.verbs.attest",
+        "check on your own model that a --bundle acts, is a no-op where its gates are closed, and cannot be bypassed",
+        ("bundle", "prompts", "seed", "out"),
     ),
     "plan": Verb(
         "safedig.verbs.plan",

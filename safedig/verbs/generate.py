@@ -1,0 +1,121 @@
+"""safedig generate: draw prompts with a bundle on, unsteered beside it on request, and say what was done to each."""
+
+import io
+import json
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from safedig.config import UsageError
+from safedig.pipelines import Drawing, draw, fingerprint
+from safedig.progress import say, track
+from safedig.prompts import as_rows, load_prompts
+from safedig.recipes import Recipe
+from safedig.steering.applied import Touch
+from safedig.steering.steering import Steering
+from safedig.storage import write_atomically
+from safedig.verbs import Options
+
+Row = dict[str, Any]
+BATCH = 16  # images
+
+
+def run(recipe: Recipe, options: Options) -> dict[str, Any]:
+    """Draw steered, and unsteered from the same seeds if asked; write PNGs; the audit of each image."""
+    if options.bundle is None:
+        raise UsageError("There is no steering: give --bundle, the folder of Steering.save or a Hub id.")
+    rows, steering = asked(recipe, options), Steering.load(options.bundle)
+    out = options.out or Path("runs") / f"generate-{Path(recipe.model).name}"
+    pipe = recipe.pipeline()
+    drawing = recipe.drawing_of(pipe)
+    drawn = list(_drawn(pipe, drawing, rows, steering))
+    plain = list(_drawn(pipe, drawing, rows, None)) if options.compare else []
+    images = []
+    for number, (row, (image, touches)) in enumerate(zip(rows, drawn, strict=True)):
+        told = {"id": row["id"], "seed": row["seed"], "steered": _save(pipe, image, out / f"{number:03}-steered.png")}
+        if options.compare:
+            before = plain[number][0]
+            told["unsteered"] = _save(pipe, before, out / f"{number:03}-unsteered.png")
+            told["identical"] = bool(torch.equal(image, before))
+        images.append(told | {"sites": _told(touches)})
+    result = {"model": recipe.model, "fingerprint": fingerprint(pipe), "bundle": options.bundle, "images": images}
+    if options.compare:
+        result["page"] = str(_page(rows, [one for one, _ in plain], [one for one, _ in drawn], out / "compare.png"))
+    write_atomically(out / "generate.json", f"{json.dumps(result, indent=2)}\n".encode())
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """The same for people: a line for each image."""
+    lines = [f"{result['model']}, steered by {result['bundle']}", ""]
+    for one in result["images"]:
+        acts = [
+            f"{site}: {told['touched']} of {told['passed']} tokens, by up to {told['moved']:.1%}"
+            for site, told in one["sites"].items()
+            if told["touched"]
+        ]
+        same = "; bit-identical" if one.get("identical") else ""
+        lines.append(f"{one['steered']}  {'; '.join(acts) or 'no gate has opened'}{same}")
+    return "\n".join([*lines, *([f"unsteered beside steered: {result['page']}"] if "page" in result else [])])
+
+
+def asked(recipe: Recipe, options: Options) -> list[Row]:
+    """The prompt of the command, or those of the file; `--seed` counts on from one image to the next."""
+    if options.prompts is None and not (options.prompt or "").strip():
+        raise UsageError(
+            'There is nothing to draw: give a prompt, safedig generate "a cup on a table" …, or --prompts.'
+        )
+    first = recipe.seed if options.seed is None else options.seed
+    if options.prompts is None:
+        return [{"id": "prompt", "prompt": options.prompt, "seed": first}]
+    rows = as_rows(load_prompts(options.prompts))
+    return rows if options.seed is None else [row | {"seed": first + at} for at, row in enumerate(rows)]
+
+
+def _drawn(
+    pipe: Any, drawing: Drawing, rows: list[Row], steering: Steering | None
+) -> Iterator[tuple[Float[Tensor, "3 height width"], list[Touch]]]:
+    with nullcontext() if steering is None else steering.apply(pipe):
+        batches = draw(pipe, rows, drawing=drawing, batch_size=BATCH)
+        what = "unsteered" if steering is None else "steered"
+        for _, images in track(batches, what, total=-(-len(rows) // BATCH)):
+            audit = [] if steering is None else steering.audit
+            for at, image in enumerate(images):
+                yield image, (audit[at] if at < len(audit) else [])
+
+
+def _told(touches: list[Touch]) -> dict[str, Any]:
+    """At each site: tokens over all steps, those touched, the σ at which any was, and the largest ‖a′ − a‖ / ‖a‖."""
+    told: dict[str, Any] = {}
+    for touch in touches:
+        one = told.setdefault(str(touch.site), {"passed": 0, "touched": 0, "sigmas": [], "moved": 0.0})
+        count = int(touch.open.sum())
+        one["passed"] += len(touch.open)
+        one["touched"] += count
+        one["sigmas"] += [touch.sigma] if count and touch.sigma not in one["sigmas"] else []
+        one["moved"] = max(one["moved"], touch.moved)
+    return told
+
+
+def _save(pipe: Any, image: Float[Tensor, "3 height width"], path: Path) -> str:
+    pixels, png = rearrange(image.cpu().clamp(0, 1), "c h w -> 1 h w c").numpy(), io.BytesIO()
+    pipe.image_processor.numpy_to_pil(pixels)[0].save(png, format="PNG")
+    write_atomically(path, png.getvalue())
+    return str(path)
+
+
+def _page(rows: list[Row], before: list[Tensor], after: list[Tensor], path: Path) -> Path:
+    """Unsteered left of steered, all images as they come."""
+    from safedig.figures import gallery, save
+
+    scenes = []
+    for row, one, other in zip(rows, before, after, strict=True):
+        scenes += [(one, f"unsteered: {row['prompt']}"), (other, "steered")]
+    say(f"Unsteered beside steered: {path}")
+    return save(gallery(scenes, columns=2, side=224), path)

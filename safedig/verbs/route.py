@@ -1,0 +1,234 @@
+"""safedig route: which sites to steer at for another risk domain, ranked before anything is trained."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from safedig.activations import processes
+from safedig.activations.address import StoreError
+from safedig.activations.record import record
+from safedig.activations.schedule import schedule
+from safedig.activations.store import open_store
+from safedig.activations.stream import Activations
+from safedig.config import UsageError, did_you_mean
+from safedig.figures import save
+from safedig.pipelines import Drawing, fingerprint, guided
+from safedig.progress import say
+from safedig.prompts import as_rows, load_prompts
+from safedig.recipes import Recipe, Recording, Routing
+from safedig.routing.causal import Effects, interchange
+from safedig.routing.route import route
+from safedig.routing.routed import Route, RoutedSite
+from safedig.routing.scorers import scorer as scorer_of
+from safedig.routing_figures import routing_map
+from safedig.sites import Site, places, resolve
+from safedig.verbs import Options
+
+Row = dict[str, Any]
+_PAIRED = 3 / 4  # of the images: harmful prompts and their twins; the others are benign
+_TERMS = ("source_auroc", "transfer", "linearity", "interchange", "removal", "harm")
+_PROBE = "source_auroc"
+
+
+def run(recipe: Recipe, options: Options) -> dict[str, Any]:
+    """Record, try the sites on the model, rank them, and write the ranking with its picture."""
+    asked = recipe.route or Routing()
+    scorer_of(asked.scorer)  # a wrong name is told before anything is drawn
+    if recipe.device == "auto":
+        recipe = dataclasses.replace(recipe, device=str(processes.device()))
+    stored = None if options.store is None else _stored(options.store)
+    rows = _prompts(recipe, options, asked) if stored is None else stored.prompts
+    source, target = _domains(rows, asked)
+    rows = _of(rows, {*source, target})
+    pipe = recipe.pipeline()
+    drawing, there = recipe.drawing_of(pipe), _candidates(pipe, asked, dead=_paired(rows))
+    activations = _recorded(pipe, recipe, rows, there) if stored is None else _same_model(pipe, recipe, stored.of(rows))
+    there = [site for site in there if site in activations.sites]
+    effects = _effects(pipe, rows, there, source, asked, drawing)
+    ranking = route(
+        pipe if effects else None,
+        activations,
+        source,
+        target or None,
+        effects=effects,
+        scorer=asked.scorer,
+        seed=recipe.seed,
+    )
+    ranking = dataclasses.replace(
+        ranking,
+        model=recipe.model,
+        options=ranking.options | {"recipe_sha": recipe.sha, "prompt_seed": _seed(recipe, options)},
+    )
+    name = f"{'+'.join(source) if asked.source else 'all'}--{target or 'any'}"
+    place = (options.out or Path("routing")) / Path(recipe.model).name
+    ranking.save(place / f"{name}.json")
+    picture = save(routing_map(ranking, [str(site) for site in there]), place / f"{name}.png")
+    say(f"Where harm is decodable and where it acts is shown in {picture}.")
+    return _result(ranking, recipe, place / f"{name}.json", picture)
+
+
+def table(result: dict[str, Any]) -> str:
+    """The same for people."""
+    width = max(len(one["site"]) for one in result["sites"])
+    target = result["target"] or "each domain of the source in turn"
+    lines = [f"{result['model']}: from {', '.join(result['source'])} to {target}", ""]
+    lines += [
+        f"{'':4} {'site':{width}} {'score':>6} {'[95 % interval]':>16}  {'source':>7} {'target':>7} {'linear':>7} "
+        f"{'effect':>7} {'removal':>8} {'harm':>6}  {'σ':>11}  verdict"
+    ]
+    for one in result["sites"]:
+        cells = [_number(one["terms"].get(name)) for name in _TERMS]
+        low, high = one["sigmas"]
+        star = "*" if one["site"] in result["chosen"] else " "
+        lines.append(
+            f"{one['rank']:>3}{star} {one['site']:{width}} {one['score']:6.3f} {one['lo']:8.3f}–{one['hi']:.3f}   "
+            f"{cells[0]:>7} {cells[1]:>7} {cells[2]:>7} "
+            f"{cells[3]:>7} {cells[4]:>8} {cells[5]:>6}  {low:5.2f}–{high:.2f}  "
+            f"{one['verdict'].replace('_', ' ')}"
+        )
+    probe, first = result["probe_only"], result["sites"][0]
+    lines += [
+        "",
+        "source, target: AUROC of a probe of the source; linear: R² of what harm adds to a token, told from the token; "
+        "effect: share of the twins' velocity that passes here; *: chosen together",
+        f"A router of probes alone would choose {probe['site']} (AUROC {_number(probe['terms'].get(_PROBE))}): "
+        f"its effect is {_number(probe['terms'].get('interchange'))}, it is {probe['verdict'].replace('_', ' ')} and "
+        f"rank {probe['rank']} here; that of {first['site']} is {_number(first['terms'].get('interchange'))}.",
+        f"The causal check called the model with {result['forwards']:,} rows.",
+        "",
+        f"written: {result['file']}, {result['figure']}",
+    ]
+    return "\n".join(lines)
+
+
+def _candidates(pipe: Any, asked: Routing, dead: bool) -> list[Site]:
+    """The recipe's, else where one may steer: the inputs of the blocks and what each of them leaves.
+
+    Dead sites are there as a control, where the causal check can tell that they are.
+    """
+    if asked.sites:
+        return resolve(pipe, asked.sites)
+    inputs = ("embed", "out", "resid_post")
+    return [
+        place.site
+        for place in places(pipe)
+        if place.site.component == "transformer"
+        and place.site.point in inputs
+        and place.site.stream != "joint"
+        and not place.port.read_only
+        and (dead or not place.dead)
+    ]
+
+
+def _recorded(pipe: Any, recipe: Recipe, rows: list[Row], there: list[Site]) -> Activations:
+    kept = recipe.record or Recording()
+    drawing = recipe.drawing_of(pipe)
+    levels = schedule(pipe, drawing)
+    sigmas = None if kept.sigmas == "all" else [levels[step] for step in kept.steps(levels)]
+    return record(pipe, rows, there, tokens=kept.tokens, sigmas=sigmas, paired=True, drawing=drawing)
+
+
+def _effects(
+    pipe: Any, rows: list[Row], there: list[Site], source: list[str], asked: Routing, drawing: Drawing
+) -> Effects | None:
+    """Nothing where no harmful prompt has a twin: the ranking then says that it was made without."""
+    if not _paired(rows):
+        return None
+    budget = int(asked.budget * len(rows) * drawing.steps * (1 + guided(pipe, drawing)))
+    return interchange(pipe, rows, there, source=source, drawing=drawing, pairs=asked.pairs, budget=budget)
+
+
+def _paired(rows: list[Row]) -> bool:
+    """Whether any prompt has its safe twin among them."""
+    ids = {row["id"] for row in rows}
+    return any(row.get("twin") in ids for row in rows)
+
+
+def _prompts(recipe: Recipe, options: Options, asked: Routing) -> list[Row]:
+    """The given file's, or pairs of every domain of the tiny world that is wanted, and benign prompts."""
+    if options.prompts is not None:
+        rows = as_rows(load_prompts(options.prompts))
+        if options.seed is not None:
+            rows = [row | {"seed": options.seed + index} for index, row in enumerate(rows)]
+        return rows
+    from safedig.tiny import prompts
+    from safedig.tiny.concepts import RISKS
+
+    _known((*asked.sources, *([asked.target] if asked.target else [])), RISKS)
+    wanted = [risk for risk in RISKS if not asked.source or risk in (*asked.sources, asked.target)]
+    pairs, seed = int(asked.prompts * _PAIRED / 2 / len(wanted)), _seed(recipe, options)
+    plain = (asked.prompts - 2 * pairs * len(wanted)) // 2
+    drawn = [prompts("harmful", "train", seed, pairs, risk=risk) for risk in wanted]
+    drawn += [prompts(kind, "train", seed, plain) for kind in ("benign", "near-miss")]
+    return [row for part in drawn for row in as_rows(part)]
+
+
+def _domains(rows: list[Row], asked: Routing) -> tuple[list[str], str]:
+    """Source and target, as they are among the prompts."""
+    there = sorted({row["risk"] for row in rows if row.get("risk")})
+    if not there:
+        raise UsageError(f"None of the {len(rows)} prompts has a risk: give harmful prompts in a column 'risk'.")
+    _known((*asked.sources, *([asked.target] if asked.target else [])), there)
+    if asked.target in asked.sources:
+        raise UsageError(f"'{asked.target}' is the target and a source: a target is what the source leaves out.")
+    return list(asked.sources) or [risk for risk in there if risk != asked.target], asked.target
+
+
+def _known(asked: tuple[str, ...], there: Any) -> None:
+    for name in asked:
+        if name not in there:
+            raise UsageError(f"There is no risk domain '{name}' here. {did_you_mean(name, there)}")
+
+
+def _of(rows: list[Row], domains: set[str]) -> list[Row]:
+    """Prompts of these domains with their twins, and benign ones that are nobody's twin."""
+    others = {row.get("twin") for row in rows if row.get("risk") and row["risk"] not in domains}
+    return [row for row in rows if row["risk"] in domains or not (row["risk"] or row["id"] in others)]
+
+
+def _stored(place: str) -> Activations:
+    try:
+        return open_store(place)
+    except StoreError as error:
+        raise UsageError(f"There is no recording at '{place}' ({error}) Run `safedig record` first.") from error
+
+
+def _same_model(pipe: Any, recipe: Recipe, activations: Activations) -> Activations:
+    given = fingerprint(pipe)
+    if given != activations.model:
+        raise UsageError(
+            f"The recording is of the model {activations.model[:12]}… and '{recipe.model}' is {given[:12]}…: give "
+            "--store of a recording of this one, or none."
+        )
+    return activations
+
+
+def _seed(recipe: Recipe, options: Options) -> int:
+    return recipe.seed if options.seed is None else options.seed
+
+
+def _result(ranking: Route, recipe: Recipe, file: Path, picture: Path) -> dict[str, Any]:
+    told = [_told(one) for one in ranking.sites]
+    causal = ranking.options["causal"]
+    return {
+        "model": ranking.model,
+        "fingerprint": ranking.fingerprint,
+        "recipe_sha": recipe.sha,
+        "source": list(ranking.source),
+        "target": ", ".join(ranking.target),
+        "chosen": [str(site) for site in ranking.chosen],
+        "sites": told,
+        "probe_only": max(told, key=lambda one: one["terms"][_PROBE]),
+        "forwards": causal["forwards"] if isinstance(causal, dict) else 0,
+        "file": str(file),
+        "figure": str(picture),
+    }
+
+
+def _told(one: RoutedSite) -> dict[str, Any]:
+    kept = ("operator", "sigmas", "score", "lo", "hi", "rank", "verdict", "terms")
+    return {"site": str(one.site)} | {name: getattr(one, name) for name in kept}
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

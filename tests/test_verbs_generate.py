@@ -1,0 +1,95 @@
+"""`safedig generate`: images with a bundle on, unsteered beside them, what was done to each; mistakes in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from safedig import __main__
+from safedig.pipelines import load_pipeline
+from safedig.steering.edits import Blend, Repel
+from tests.steerings import ALWAYS, NEVER, POOLED, TXT, detector, edited
+
+FAST = ("drawing.steps=2",)
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory):
+    """Made for the shipped tiny FLUX: one that always acts, one that never does, one that acts on guns."""
+    root, pipe = tmp_path_factory.mktemp("bundles"), load_pipeline("tiny-flux")
+    for name, gate in (("always", ALWAYS), ("never", NEVER)):
+        edited(pipe, [Repel(2.0), Blend(0.5)], [TXT, POOLED], gate).save(root / name)
+    detector(pipe, "a gun", "a cup").save(root / "guns")
+    return root
+
+
+def answer(capsys, *argv):
+    capsys.readouterr()
+    assert __main__.main([*argv, *FAST, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_prompt_is_drawn_steered_with_what_was_done_to_it(bundles, tmp_path, capsys):
+    result = answer(capsys, "generate", "a gun", "--bundle", str(bundles / "always"), "--out", str(tmp_path))
+    (image,) = result["images"]
+    assert Path(image["steered"]).read_bytes()[:4] == b"\x89PNG" and "unsteered" not in image and "page" not in result
+    assert image["sites"].keys() == {str(TXT), str(POOLED)}
+    told = image["sites"][str(POOLED)]
+    assert (told["passed"], told["touched"], len(told["sigmas"])) == (2, 2, 2) and told["moved"] > 0
+    assert json.loads((tmp_path / "generate.json").read_text()) == result
+    assert "a gun" not in json.dumps(result)  # prompts stay out of what is kept
+
+
+def test_beside_it_stands_the_unsteered_image_of_the_same_seed(bundles, tmp_path, capsys):
+    def drawn(name, seed="3"):
+        out = tmp_path / name
+        place = ["--bundle", str(bundles / name), "--out", str(out), "--compare", "--seed", seed]
+        (image,) = answer(capsys, "generate", "a gun", *place)["images"]
+        assert (out / "compare.png").read_bytes()[:4] == b"\x89PNG" and image["seed"] == int(seed)
+        return image["identical"], Path(image["unsteered"]).read_bytes(), Path(image["steered"]).read_bytes()
+
+    same, before, after = drawn("never")
+    assert same and before == after
+    same, unsteered, steered = drawn("always")
+    assert not same and unsteered == before != steered
+    assert drawn("never", "4")[1] != before  # another seed is another image
+
+
+def test_of_the_prompts_of_a_file_those_are_changed_that_the_gate_opens_for(bundles, tmp_path, capsys):
+    (tmp_path / "mine.csv").write_text("id,prompt\none,a cup\ntwo,a gun\n")
+    place = ["--bundle", str(bundles / "guns"), "--out", str(tmp_path / "out"), "--compare"]
+    result = answer(capsys, "generate", "--prompts", str(tmp_path / "mine.csv"), *place)
+    assert [(one["id"], one["identical"]) for one in result["images"]] == [("one", True), ("two", False)]
+    assert [one["sites"][str(POOLED)]["touched"] for one in result["images"]] == [0, 2]
+
+
+def test_the_table_has_a_line_for_each_image(bundles, tmp_path, capsys):
+    for name, words in (
+        ("always", "pooled.embed: 2 of 2 tokens, by up to"),
+        ("never", "no gate has opened; bit-ident"),
+    ):
+        place = ["--bundle", str(bundles / name), "--out", str(tmp_path), "--compare"]
+        assert __main__.main(["generate", "a cup", "tiny-flux", *place, *FAST]) == 0
+        out = capsys.readouterr().out
+        assert words in out and "000-steered.png" in out and "compare.png" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["generate", "a cup"], "There is no steering: give --bundle"),
+        (["generate", "--bundle", "BUNDLE"], 'There is nothing to draw: give a prompt, safedig generate "a cup'),
+        (["generate", " ", "--bundle", "BUNDLE"], "There is nothing to draw"),
+        (["generate", "a cup", "--bundle", "nowhere"], "'nowhere' is no steering folder"),
+        (["generate", "a cup", "tiny-sd3", "--bundle", "BUNDLE"], "This steering was made for the model"),
+        (["generate", "a cup", "tiny-flx", "--bundle", "BUNDLE"], "There is no recipe 'tiny-flx'"),
+        (["demo", "--bundle", "BUNDLE"], "'demo' takes no --bundle"),
+        (["attest", "--compare"], "'attest' takes no --compare"),
+    ],
+)
+def test_a_mistake_is_one_line(bundles, tmp_path, monkeypatch, capsys, argv, message):
+    monkeypatch.chdir(tmp_path)
+    argv = [str(bundles / "never") if word == "BUNDLE" else word for word in argv]
+    assert __main__.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and message in err.splitlines()[-1]
