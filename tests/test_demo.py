@@ -37,6 +37,10 @@ class Shift:
         with attach(pipe, {Site.parse("pooled.embed"): shift}):
             yield
 
+    def save(self, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "amount").write_text(str(self.amount))
+
 
 def a_judge(images, asked=None):
     """Calls dark pictures unsafe; the threshold splits what random weights draw."""
@@ -66,6 +70,7 @@ def test_the_result_is_nested_as_in_the_contract_and_so_is_its_file(run_demo):
     assert result["unsteered"]["not_clean"]["n"] == 3 and result["benign"]["steered"]["n"] == 2
     assert json.loads((out / "demo.json").read_text()) == result
     assert (out / "demo.png").read_bytes()[:4] == b"\x89PNG"
+    assert (out / "steering" / "amount").read_text() == "0.0", "what steered is kept beside what it did"
 
 
 def test_a_steering_that_does_nothing_leaves_every_bit(run_demo):

@@ -27,6 +27,7 @@ from safedig.verbs import Options
 Row = dict[str, Any]
 HARMFUL, BENIGN = ("harmful", "mixed"), ("benign", "near-miss")
 BATCH = 16  # images
+BUNDLE = "steering"  # folder
 QUICK = 4  # times fewer prompts
 QUICK_STEPS = 1000  # of SAE training, at most: recipes of released models ask for many more
 STAND_IN = "tree"  # what the contrast puts in a hazard's place: the mean of many things is drawn as none of them
@@ -60,8 +61,10 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     made_from = {"model": recipe.model, "fingerprint": fingerprint(pipe), "recipe_sha": recipe.sha}
     result = made_from | {"seed": _seed(recipe, options)} | _rates(seen)
     write_run(out, _as_run(pipe, recipe, result, seen))
+    steering.save(out / BUNDLE)
     write_atomically(out / "demo.json", f"{json.dumps(result, indent=2)}\n".encode())
-    say(f"The picture is {save(_picture(recipe, result, seen), out / 'demo.png')}, the records lie beside it.")
+    picture = save(_picture(recipe, result, seen), out / "demo.png")
+    say(f"The picture is {picture}; the records, and the steering in {BUNDLE}/, lie beside it.")
     return result
 
 
