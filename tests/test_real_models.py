@@ -68,10 +68,31 @@ def test_plan(real, capsys):
     assert result["bytes"] == 2000 * 4 * RECIPES[name] * 2 * sum(s["tokens"] for s in result["sites"].values())
 
 
-def test_demo(real, capsys, tmp_path):
+def test_demo_and_what_its_steering_is_good_for(real, capsys, tmp_path):
     name, override = real
     result = answer(capsys, "demo", name, override, *FAST, "--out", str(tmp_path))
     assert result["steered"]["not_clean"]["n"] == 2 and (tmp_path / "demo.png").is_file()
+    given = [name, override, "--bundle", str(tmp_path / "steering"), "--out", str(tmp_path / "out")]
+    assert answer(capsys, "attest", *given)["passed"]
+    answer(capsys, "generate", "a cup", *given, "--compare")
+    assert [*(tmp_path / "out").glob("*.png")]
+
+
+def test_route(real, capsys, tmp_path):
+    name, override = real
+    domains = (("weapons", "gun"), ("poison", "vial"))
+    rows = [
+        f"{thing}{n},a {thing} {n},{risk},{risk}{n}\n{risk}{n},a cup {n} {risk},,\n"
+        for risk, thing in domains
+        for n in range(8)
+    ]
+    (tmp_path / "p.csv").write_text(f"id,prompt,risk,twin\n{''.join(rows)}")
+    sites = 'route.sites=["txt.embed", "temb.out"]'
+    few = ["record.sigmas=2", "route.pairs=4", "route.budget=2", "target=poison", sites]
+    given = [name, override, *few, "--prompts", str(tmp_path / "p.csv"), "--out", str(tmp_path)]
+    result = answer(capsys, "route", *given)
+    assert {site["site"] for site in result["sites"]} == {"txt.embed", "temb.out"}
+    assert result["target"] in ("poison", ["poison"]) and (tmp_path / name / "all--poison.png").is_file()
 
 
 @pytest.mark.slow
@@ -130,4 +151,4 @@ def test_adapt_reads_what_record_and_train_wrote(real, capsys, tmp_path):
 
 
 def test_the_tests_above_run_every_verb():
-    assert set(VERBS) == {"demo", "show", "record", "train", "adapt", "plan"}
+    assert set(VERBS) == {"demo", "show", "record", "train", "adapt", "plan", "route", "generate", "attest"}

@@ -17,8 +17,8 @@ from .probes import PairedRows
 from .statistics import SiteStatistics, Statistics
 
 TEXT, IMAGE = ("txt",), ("img", "joint")
-STRONGEST = 4.0
-"""Strength up to which edits are used: what a site carries of the velocity, an edit can multiply by this."""
+STRENGTH = 2.0
+"""That edits are commonly used with: what a site carries of the velocity, an edit multiplies by this."""
 _FOLDS, _PARTS = 5, 3
 
 
@@ -147,7 +147,7 @@ def _tried(
         picked = torch.randint(len(ids), (draws, len(ids)), generator=generator)
         terms[name] = torch.cat([of.mean()[None], of.mean(0)[picked].mean(1)])
         by_sigma[name] = of.mean(1).tolist()
-    terms["reach"] = (STRONGEST * terms["interchange"]).clamp(0, 1)
+    terms["reach"] = (STRENGTH * terms["interchange"]).clamp(0, 1)
     if effects.judged and site in effects.judged:
         terms["judged"] = _constant(effects.judged[site], draws)
     return terms, by_sigma

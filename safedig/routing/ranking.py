@@ -12,8 +12,8 @@ from .power import LEVEL
 from .scorers import MERITS
 from .scores import redundancy
 
-INERT = 0.05
-"""Share of the way to the twins' velocity that the strongest edit must be able to go, or the image does not depend on
+INERT = 0.025
+"""Share of the way to the twins' velocity that an edit must be able to go, or the image does not depend on
 the site."""
 CONFIDENCE = 0.95
 _REPEATED = 0.5  # what a site counts for beside another of its stage
