@@ -34,6 +34,9 @@ results: $(READY)
 	  $(BIN)/safedig demo $$model --out runs/results/$$model && \
 	  cp runs/results/$$model/demo.json docs/results/demo-$$model.json && \
 	  cp runs/results/$$model/demo.png docs/results/demo-$$model.png || exit 1; \
+	  for risk in weapon poison fire sign composition; do \
+	    $(BIN)/safedig route $$model target=$$risk || exit 1; \
+	  done; \
 	done
 
 clean:

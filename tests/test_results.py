@@ -7,8 +7,11 @@ import pytest
 
 from safedig import recipes
 from safedig.pipelines import fingerprint, load_pipeline
+from safedig.routing.routed import Route
+from safedig.tiny.concepts import RISKS
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
 MODELS = ("tiny-flux", "tiny-sd3")
 
 
@@ -27,6 +30,22 @@ def test_every_committed_result_is_of_the_shipped_weights_and_recipe(model):
     assert [(file.name, stale(json.loads(file.read_text()), pipe, recipe)) for file in files] == [
         (file.name, []) for file in files
     ]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_domain_has_a_committed_route_of_the_shipped_weights_and_its_recipe(model):
+    pipe = load_pipeline(model)
+    for risk in RISKS:
+        route = Route.load(ROOT / "routing" / model / f"all--{risk}.json")
+        told = {"fingerprint": route.fingerprint, "recipe_sha": route.options["recipe_sha"]}
+        assert stale(told, pipe, recipes.load(model, [f"route.target={risk}"])) == []
+        assert route.target == (risk,) and set(route.source) == set(RISKS) - {risk}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_proof_of_the_routes_was_measured_on_the_shipped_weights(model):
+    cells = (ROOT / "benchmarks" / f"routing.{model}.jsonl").read_text().splitlines()
+    assert {json.loads(cell)["fingerprint"] for cell in cells} == {fingerprint(load_pipeline(model))}
 
 
 def test_a_changed_weight_or_recipe_is_noticed():
