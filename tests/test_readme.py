@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -36,11 +37,17 @@ def missing_targets(text: str, make: str) -> list[str]:
 
 def unknown_commands(text: str) -> list[str]:
     """Command lines that name a verb, a recipe or a flag that does not exist."""
-    lines = [line.split("#")[0].split() for line in re.findall(r"^    safedig (.*)$", text, flags=re.MULTILINE)]
+    given = (shlex.split(line, comments=True) for line in re.findall(r"^    safedig (.*)$", text, flags=re.MULTILINE))
+    lines = [without_prompt(line) for line in given]
     known = {*VERBS, *names(), *FLAGS}
     return [
         word for line in lines for word in line if (word in line[:2] or word.startswith("--")) and word not in known
     ]
+
+
+def without_prompt(line: list[str]) -> list[str]:
+    verb = VERBS.get(line[0])
+    return [line[0], *line[2:]] if verb is not None and verb.takes_prompt else line
 
 
 def missing_files(text: str) -> list[str]:
@@ -72,6 +79,7 @@ def test_control_what_does_not_exist_is_found():
     assert names_used("import safedig\nfrom safedig import Repell\nsafedig.recrod(1)") == {"Repell", "recrod"}
     assert missing_targets("make dmeo", "demo:\n") == ["dmeo"]
     assert unknown_commands("    safedig demoo tiny-flx --jsn\n") == ["demoo", "tiny-flx", "--jsn"]
+    assert unknown_commands('    safedig generate "a cup" tiny-flx --jsn\n') == ["tiny-flx", "--jsn"]
     assert missing_files("[a](gone.md)") == ["gone.md"]
 
 
