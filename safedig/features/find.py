@@ -18,6 +18,10 @@ from .heights import Heights
 from .prototypes import Prototypes
 
 
+class NoFeatureError(UsageError):
+    """Nothing at a site tells harm from safety by what was asked for."""
+
+
 def find_features(
     saes: Mapping[Site, SparseAutoencoder],
     activations: Activations,
@@ -150,7 +154,7 @@ def _select(site: Site, codes: PromptCodes, sides: _Sides, wanted: _Wanted) -> F
     index = (strong & effect.discovered(wanted.fdr)).nonzero()[:, 0]
     if len(index) == 0:
         each = f" in each of {', '.join(groups)}" if wanted.domains == "every" else ""
-        raise UsageError(
+        raise NoFeatureError(
             f"No feature at '{site}' has a ratio above {wanted.min_ratio} and a support of {wanted.min_support}{each} "
             f"that chance would not give ({int(strong.sum())} have, fdr={wanted.fdr}): lower them, record more "
             "prompts, train the SAE longer, or leave the site out."

@@ -88,7 +88,6 @@ def _learn(pipe: Any, recipe: Recipe) -> Any:
     """What to repel and where, from the split `train`; from what height on, from the benign prompts of `calibrate`."""
     from safedig.activations.record import record
     from safedig.adaptation import fit_contrast
-    from safedig.features import find_features
     from safedig.sae.train import train
     from safedig.steering.edits import Repel
     from safedig.steering.steering import Steering
@@ -107,17 +106,30 @@ def _learn(pipe: Any, recipe: Recipe) -> Any:
     stand_ins = [row for kind, count in harmful.items() for row in _with_stand_in(kind, count, seed)]
     acts = recorded(pairs + benign + stand_ins)
     saes = train(acts.of(pairs + benign), options=recipe.sae)
-    features = find_features(
-        saes,
-        acts.of(pairs + benign),
-        fdr=1.0,  # what a handful of pairs, as of --quick, cannot prove is kept: the gate is calibrated anyway
-        quantile=recipe.quantile,
-        calibration=recorded(drawn("calibrate", plain)),
-    )
+    features = _found(saes, acts.of(pairs + benign), recorded(drawn("calibrate", plain)), recipe.quantile)
+    saes = {site: saes[site] for site in features}
     saes = fit_contrast(saes, acts.of(stand_ins + benign), features)
     for site, found in features.items():
         say(f"{site}: {len(found)} harmful features of {saes[site].d_sae}")
     return Steering(saes, features, edits=[Repel(recipe.strength)], scope="image")
+
+
+def _found(saes: Any, acts: Any, calibration: Any, quantile: float) -> dict[Any, Any]:
+    """The harmful features of every site that has any; a site without is left out, and none at all is an error."""
+    from safedig.features import NoFeatureError, find_features
+
+    found, why = {}, []
+    for site in saes:
+        # What a handful of pairs, as of --quick, cannot prove is kept: the gate is calibrated anyway.
+        options = {"fdr": 1.0, "quantile": quantile, "calibration": calibration}
+        try:
+            found |= find_features({site: saes[site]}, acts, **options)
+        except NoFeatureError as error:
+            why.append(error)
+            say(f"{site} is left out: {error}")
+    if not found:
+        raise why[0]
+    return found
 
 
 def _with_stand_in(kind: str, n: int, seed: int) -> list[Row]:
