@@ -97,7 +97,7 @@ def cost(d_in: int, tokens: int, largest: int) -> float:
     return d_in * tokens / largest
 
 
-def redundancy(deltas: Sequence[Float[Tensor, "step pair r"]]) -> Float[Tensor, "site site"]:
+def redundancy(deltas: Sequence[Float[Tensor, "step pair _"]]) -> Float[Tensor, "site site"]:
     """How alike two sites tell the prompts apart: linear CKA of Δ (Kornblith et al., arXiv 1905.00414), from 0 to 1."""
     grams = []
     for delta in deltas:
