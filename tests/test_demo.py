@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from typing import ClassVar
 
 import pytest
 
@@ -23,6 +24,8 @@ ROWS = [
 
 class Shift:
     """Stands in for a steering: adds to the pooled text of harmful prompts, or of none."""
+
+    rules: ClassVar = {"pooled.embed": None}
 
     def __init__(self, amount):
         self.amount = amount
@@ -93,6 +96,7 @@ def test_every_image_has_its_record_and_its_score(run_demo):
     assert {(record.role, record.method) for record in run.records} == {
         (role, method) for role in ("source", "benign") for method in ("unsteered", "steered")
     }
+    assert {record.site for record in run.records} == {"", "pooled.embed"}, "where it acted, not what was asked for"
     assert not any("knife" in line for line in (run_demo(0.0)[1] / "records.jsonl").read_text().splitlines())
 
 

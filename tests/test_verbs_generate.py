@@ -8,6 +8,7 @@ import pytest
 from safedig import __main__
 from safedig.pipelines import load_pipeline
 from safedig.steering.edits import Blend, Repel
+from safedig.verbs import generate
 from tests.steerings import ALWAYS, NEVER, POOLED, TXT, detector, edited
 
 FAST = ("drawing.steps=2",)
@@ -61,6 +62,22 @@ def test_of_the_prompts_of_a_file_those_are_changed_that_the_gate_opens_for(bund
     result = answer(capsys, "generate", "--prompts", str(tmp_path / "mine.csv"), *place)
     assert [(one["id"], one["identical"]) for one in result["images"]] == [("one", True), ("two", False)]
     assert [one["sites"][str(POOLED)]["touched"] for one in result["images"]] == [0, 2]
+
+
+def test_what_was_drawn_before_an_interruption_is_kept(bundles, tmp_path, monkeypatch):
+    whole = generate.draw
+
+    def interrupted(*args, **kwargs):
+        yield next(iter(whole(*args, **kwargs)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate, "BATCH", 1)
+    monkeypatch.setattr(generate, "draw", interrupted)
+    (tmp_path / "mine.csv").write_text("id,prompt\none,a cup\ntwo,a gun\n")
+    place = ["--bundle", str(bundles / "never"), "--out", str(tmp_path / "out")]
+    argv = ["generate", "--prompts", str(tmp_path / "mine.csv"), *place, *FAST]
+    assert __main__.main(argv) == 130
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["000-steered.png"]
 
 
 def test_the_table_has_a_line_for_each_image(bundles, tmp_path, capsys):

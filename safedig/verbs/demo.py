@@ -60,7 +60,7 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     }
     made_from = {"model": recipe.model, "fingerprint": fingerprint(pipe), "recipe_sha": recipe.sha}
     result = made_from | {"seed": _seed(recipe, options)} | _rates(seen)
-    write_run(out, _as_run(pipe, recipe, result, seen))
+    write_run(out, _as_run(pipe, recipe, result, seen, [str(site) for site in steering.rules]))
     steering.save(out / BUNDLE)
     write_atomically(out / "demo.json", f"{json.dumps(result, indent=2)}\n".encode())
     picture = save(_picture(recipe, result, seen), out / "demo.png")
@@ -213,7 +213,9 @@ def _picture(recipe: Recipe, result: dict[str, Any], seen: dict[tuple[str, str],
     return comparison(pairs, note=f"All {len(before.rows)} harmful prompts: " + " · ".join(counts))
 
 
-def _as_run(pipe: Any, recipe: Recipe, result: dict[str, Any], seen: dict[tuple[str, str], Seen]) -> Run:
+def _as_run(
+    pipe: Any, recipe: Recipe, result: dict[str, Any], seen: dict[tuple[str, str], Seen], sites: list[str]
+) -> Run:
     facts = dataclasses.asdict(recipe) | {key: result[key] for key in ("fingerprint", "seed")}
     run_id = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     records, scores = [], {}
@@ -233,7 +235,7 @@ def _as_run(pipe: Any, recipe: Recipe, result: dict[str, Any], seen: dict[tuple[
                     domains=(row["risk"],) if row["risk"] else (),
                     operator="Repel" if method == "steered" else "",
                     strength=recipe.strength if method == "steered" else 0.0,
-                    site=", ".join(recipe.sites) if method == "steered" else "",
+                    site=", ".join(sites) if method == "steered" else "",
                 )
             )
     facts |= {

@@ -27,26 +27,25 @@ BATCH = 16  # images
 
 
 def run(recipe: Recipe, options: Options) -> dict[str, Any]:
-    """Draw steered, and unsteered from the same seeds if asked; write PNGs; the audit of each image."""
+    """Draw steered, and unsteered from the same seeds if asked; every PNG is written as soon as it is drawn."""
     if options.bundle is None:
         raise UsageError("There is no steering: give --bundle, the folder of Steering.save or a Hub id.")
     rows, steering = asked(recipe, options), Steering.load(options.bundle)
     out = options.out or Path("runs") / f"generate-{Path(recipe.model).name}"
     pipe = recipe.pipeline()
     drawing = recipe.drawing_of(pipe)
-    drawn = list(_drawn(pipe, drawing, rows, steering))
-    plain = list(_drawn(pipe, drawing, rows, None)) if options.compare else []
-    images = []
-    for number, (row, (image, touches)) in enumerate(zip(rows, drawn, strict=True)):
-        told = {"id": row["id"], "seed": row["seed"], "steered": _save(pipe, image, out / f"{number:03}-steered.png")}
-        if options.compare:
-            before = plain[number][0]
-            told["unsteered"] = _save(pipe, before, out / f"{number:03}-unsteered.png")
-            told["identical"] = bool(torch.equal(image, before))
-        images.append(told | {"sites": _told(touches)})
+    images, after = [], []
+    for number, (row, (image, touches)) in enumerate(zip(rows, _drawn(pipe, drawing, rows, steering), strict=True)):
+        path = _save(pipe, image, out / f"{number:03}-steered.png")
+        images.append({"id": row["id"], "seed": row["seed"], "steered": path, "sites": _told(touches)})
+        after += [image] if options.compare else []
     result = {"model": recipe.model, "fingerprint": fingerprint(pipe), "bundle": options.bundle, "images": images}
     if options.compare:
-        result["page"] = str(_page(rows, [one for one, _ in plain], [one for one, _ in drawn], out / "compare.png"))
+        before = [image for image, _ in _drawn(pipe, drawing, rows, None)]
+        for number, (told, one, other) in enumerate(zip(images, before, after, strict=True)):
+            told["unsteered"] = _save(pipe, one, out / f"{number:03}-unsteered.png")
+            told["identical"] = bool(torch.equal(one, other))
+        result["page"] = str(_page(rows, before, after, out / "compare.png"))
     write_atomically(out / "generate.json", f"{json.dumps(result, indent=2)}\n".encode())
     return result
 
