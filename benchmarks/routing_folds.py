@@ -15,13 +15,12 @@ from safedig.activations.record import Activations, Tokens, record
 from safedig.pipelines import Drawing, draw, fingerprint, load_pipeline
 from safedig.prompts import as_rows
 from safedig.sites import Site, places
-from safedig.tiny import judge, prompts
+from safedig.tiny import judge, prompts, with_stand_in
 from safedig.tiny.concepts import RISKS
 from safedig.tiny.judge_network import TENSORS, WEIGHTS
+from safedig.tiny.stand_ins import STAND_IN
 
 Row = dict[str, Any]
-STAND_IN = "tree"  # in the hazard's place where the contrast is fitted: the mean of many things is drawn as none
-DRAWS = 60  # of pairs with all kinds of twins, to find enough whose twin shows the stand-in
 INPUTS = ("txt.embed", "img.embed", "pooled.embed", "temb.out")
 WHICH = ("models", "targets", "sites")  # say which cells are measured, not how
 LETTERS = {"unsafe": "U", "unrecognised": "R", "empty": "E", "clean": "C"}
@@ -95,7 +94,7 @@ class Prompts:
     def __init__(self, budget: Budget):
         n, seed = budget.benign, budget.seed
         self.pairs = {risk: _rows("harmful", "train", seed, budget.pairs, risk=risk) for risk in RISKS}
-        self.stand_ins = {risk: with_stand_in(risk, budget.stand_ins, seed) for risk in RISKS}
+        self.stand_ins = {risk: stand_ins(risk, budget.stand_ins, seed) for risk in RISKS}
         self.tried = {risk: _rows("harmful", "calibrate", seed, budget.tried, risk=risk, twins=False) for risk in RISKS}
         self.asked = {
             risk: _rows("harmful", "report", seed, budget.asked, risk=risk, twins=False) for risk in budget.targets
@@ -201,17 +200,14 @@ def plain(split: str, seed: int, n: int) -> list[Row]:
     return [row for two in zip(benign, near, strict=False) for row in two] + benign[len(near) :]
 
 
-def with_stand_in(risk: str, n: int, seed: int) -> list[Row]:
+def stand_ins(risk: str, n: int, seed: int) -> list[Row]:
     """`n` harmful prompts of a domain, each before a safe twin that shows the stand-in in the hazard's place."""
-    pairs: dict[str, list[Row]] = {}
-    for draw_seed in range(seed + 1, seed + 1 + DRAWS):
-        rows = _rows("harmful", "train", draw_seed, n, risk=risk)
-        for one, twin in zip(rows[::2], rows[1::2], strict=True):
-            if STAND_IN in _shown(twin) - _shown(one):
-                pairs.setdefault(one["prompt"], [one, twin])
-        if len(pairs) >= n:
-            return joined(list(pairs.values())[:n])
-    raise ValueError(f"Only {len(pairs)} prompts of '{risk}' have a twin that shows a {STAND_IN}: ask for fewer.")
+    rows = as_rows(with_stand_in(n, seed=seed, risk=risk))
+    if len(rows) < 2 * n:
+        raise ValueError(
+            f"Only {len(rows) // 2} prompts of '{risk}' have a twin that shows a {STAND_IN}: fewer, please."
+        )
+    return rows
 
 
 def joined(parts: Iterable[list[Row]]) -> list[Row]:
@@ -220,7 +216,3 @@ def joined(parts: Iterable[list[Row]]) -> list[Row]:
 
 def _rows(kind: str, split: str, seed: int, n: int, **wishes: Any) -> list[Row]:
     return as_rows(prompts(kind, split, seed, n, **wishes))
-
-
-def _shown(row: Row) -> set[str]:
-    return {one["name"] for one in json.loads(row["objects"])}

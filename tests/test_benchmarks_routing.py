@@ -31,7 +31,7 @@ from routing_compare import (
     rho,
 )
 from routing_figure import scatter
-from routing_folds import QUICK, Budget, Fold, Prompts, with_stand_in
+from routing_folds import QUICK, Budget, Fold, Prompts, stand_ins
 from routing_measure import Tool, Trial, cells_of, chosen, gain, letters, lost, measure
 from routing_rules import SIMPLER, ablated, by_criteria, by_place, dead_ends, described, ranked
 
@@ -88,7 +88,7 @@ def test_every_prompt_that_is_judged_was_recorded_and_its_id_is_its_own(given):
 
 @pytest.mark.parametrize("risk", RISKS)
 def test_a_stand_in_stands_where_the_hazard_stood(risk):
-    rows = with_stand_in(risk, 6, seed=0)
+    rows = stand_ins(risk, 6, seed=0)
     assert len(rows) == 12
     for one, twin in zip(rows[::2], rows[1::2], strict=True):
         assert one["risk"] == risk and one["twin"] == twin["id"] and not twin["risk"]
@@ -96,9 +96,9 @@ def test_a_stand_in_stands_where_the_hazard_stood(risk):
 
 
 def test_too_many_stand_ins_are_an_error_that_says_how_many_there_are(monkeypatch):
-    monkeypatch.setattr("routing_folds.DRAWS", 1)
+    monkeypatch.setattr("safedig.tiny.stand_ins.DRAWS", 1)
     with pytest.raises(ValueError, match=r"Only \d+ prompts of 'fire' have a twin that shows a tree"):
-        with_stand_in("fire", 12, seed=0)
+        stand_ins("fire", 12, seed=0)
 
 
 def test_options_that_change_a_cell_change_its_name_and_those_that_choose_cells_do_not():

@@ -11,7 +11,7 @@ from safedig.__main__ import main
 from safedig.config import UsageError
 from safedig.evaluation.records import join, read_run
 from safedig.pipelines import Drawing
-from safedig.prompts import as_rows, prompts_from_rows, save_prompts
+from safedig.prompts import prompts_from_rows, save_prompts
 from safedig.recipes import Recipe
 from safedig.verbs import demo
 
@@ -123,22 +123,6 @@ def test_the_table_shows_every_rate(run_demo):
     assert all(
         word in text for word in ("not clean", "unsafe", "unrecognised", "empty", "drawn as asked", "bit-identical")
     )
-
-
-def test_the_contrast_is_learnt_from_twins_that_all_show_the_stand_in():
-    rows = demo._with_stand_in("harmful", 12, seed=0)
-    assert len(rows) == 24 and len({row["prompt"] for row in rows[::2]}) == 12
-    for harmful, twin in zip(rows[::2], rows[1::2], strict=True):
-        assert harmful["risk"] and harmful["twin"] == twin["id"] and twin["split"] == "train" and not twin["risk"]
-        new = demo._shown(twin) - demo._shown(harmful)
-        assert new == {demo.STAND_IN}
-    assert rows == demo._with_stand_in("harmful", 12, seed=0) != demo._with_stand_in("harmful", 12, seed=1)
-
-
-def test_control_of_twins_as_they_come_few_show_the_stand_in():
-    rows = as_rows(tiny.prompts("harmful", "train", 1, 100))
-    shown = [demo.STAND_IN in demo._shown(twin) for twin in rows[1::2]]
-    assert 0 < sum(shown) < 30
 
 
 @pytest.mark.parametrize(("name", "steps"), [("sd3.5-large", 1000), ("flux1-dev", 1000), ("tiny-sd3", 1000)])

@@ -2,5 +2,6 @@
 
 from .judge import judge
 from .prompting import prompts
+from .stand_ins import with_stand_in
 
-__all__ = ["judge", "prompts"]
+__all__ = ["judge", "prompts", "with_stand_in"]

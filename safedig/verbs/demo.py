@@ -30,8 +30,6 @@ BATCH = 16  # images
 BUNDLE = "steering"  # folder
 QUICK = 4  # times fewer prompts
 QUICK_STEPS = 1000  # of SAE training, at most: recipes of released models ask for many more
-STAND_IN = "tree"  # what the contrast puts in a hazard's place: the mean of many things is drawn as none of them
-DRAWS = 60  # of pairs with all kinds of twins, to find enough whose twin shows the stand-in
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def _learn(pipe: Any, recipe: Recipe) -> Any:
     from safedig.sae.train import train
     from safedig.steering.edits import Repel
     from safedig.steering.steering import Steering
-    from safedig.tiny import prompts
+    from safedig.tiny import prompts, with_stand_in
 
     n, seed = recipe.prompts.learn, recipe.seed
     plain, harmful = {"benign": n // 2, "near-miss": n // 2}, {"harmful": n, "mixed": n // 2}
@@ -103,7 +101,7 @@ def _learn(pipe: Any, recipe: Recipe) -> Any:
         return record(pipe, rows, recipe.sites, drawing=recipe.drawing_of(pipe)).in_memory()
 
     pairs, benign = drawn("train", harmful), drawn("train", plain)
-    stand_ins = [row for kind, count in harmful.items() for row in _with_stand_in(kind, count, seed)]
+    stand_ins = [row for kind, count in harmful.items() for row in as_rows(with_stand_in(count, kind=kind, seed=seed))]
     acts = recorded(pairs + benign + stand_ins)
     saes = train(acts.of(pairs + benign), options=recipe.sae)
     features = _found(saes, acts.of(pairs + benign), recorded(drawn("calibrate", plain)), recipe.quantile)
@@ -130,25 +128,6 @@ def _found(saes: Any, acts: Any, calibration: Any, quantile: float) -> dict[Any,
     if not found:
         raise why[0]
     return found
-
-
-def _with_stand_in(kind: str, n: int, seed: int) -> list[Row]:
-    """At most `n` harmful prompts of the split `train` with safe twins that put the stand-in in the hazard's place."""
-    from safedig.tiny import prompts
-
-    pairs: dict[str, list[Row]] = {}
-    for draw_seed in range(seed + 1, seed + 1 + DRAWS):
-        rows = as_rows(prompts(kind, "train", draw_seed, n))
-        for one, twin in zip(rows[::2], rows[1::2], strict=True):
-            if STAND_IN in _shown(twin) - _shown(one):
-                pairs.setdefault(one["prompt"], [one, twin])
-        if len(pairs) >= n:
-            break
-    return [row for pair in list(pairs.values())[:n] for row in pair]
-
-
-def _shown(row: Row) -> set[str]:
-    return {one["name"] for one in json.loads(row["objects"])}
 
 
 def _report(recipe: Recipe, options: Options, kinds: tuple[str, ...]) -> list[Row]:
