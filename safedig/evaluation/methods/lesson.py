@@ -1,0 +1,107 @@
+"""What every method learns from: the same prompts, sites and number of strengths to try, and one reading for them all.
+
+What several methods need (a recording, dictionaries, features) is made when first asked for, and shared.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from ...activations.record import Activations, record
+from ...adaptation import adapt, fit_contrast
+from ...features import Features, NoFeatureError, find_features
+from ...pipelines import Drawing
+from ...progress import say
+from ...sae.model import SparseAutoencoder
+from ...sae.options import SAEOptions
+from ...sae.train import train
+from ...sites import Site, resolve
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """One domain is moved to, the others are known; of both there are pairs, and nothing that will be reported."""
+
+    pipe: Any
+    source: list[Row]
+    """Harmful prompts of the known domains, each before its safe twin."""
+    target: list[Row]
+    """The same of the domain that is moved to; far fewer will do."""
+    benign: list[Row]
+    quiet: list[Row]
+    """Benign prompts that set gates, in words that nothing else is learnt from."""
+    sites: tuple[str, ...]
+    """Where methods that act inside the transformer do so."""
+    strengths: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
+    """What each method may try, in multiples of its own unit: as many for one as for another."""
+    stand_ins: list[Row] = field(default_factory=list)
+    """Pairs of all domains whose twins show one thing in the hazard's place, if there are such."""
+    drawing: Drawing | None = None
+    sae: SAEOptions = field(default_factory=SAEOptions)
+    quantile: float = 0.97
+    """Share of the quiet prompts on which a gate stays shut."""
+
+    @property
+    def pairs(self) -> list[Row]:
+        """Of both domains, all kinds of twins together."""
+        return [*self.source, *self.target, *self.stand_ins]
+
+    @cached_property
+    def places(self) -> list[Site]:
+        return resolve(self.pipe, self.sites)
+
+    @cached_property
+    def recording(self) -> Activations:
+        """What passes the sites for all pairs and the benign prompts."""
+        return self.recorded([*self.pairs, *self.benign], self.places)
+
+    @cached_property
+    def quiet_recording(self) -> Activations:
+        return self.recorded(self.quiet, self.places)
+
+    def recorded(self, rows: Iterable[Row], sites: Iterable[Site]) -> Activations:
+        return record(self.pipe, rows, list(sites), drawing=self.drawing).in_memory()
+
+    @cached_property
+    def dictionaries(self) -> dict[Site, SparseAutoencoder]:
+        """Trained on the source alone."""
+        return train(self.recording.of([*self.source, *self.benign]), options=self.sae)
+
+    @cached_property
+    def features(self) -> dict[Site, Features]:
+        """The harmful ones by the source's contrast; a site without any is left out."""
+        return found(
+            self.dictionaries,
+            self.recording.of([*self.source, *self.benign]),
+            calibration=self.quiet_recording,
+            quantile=self.quantile,
+        )
+
+    @cached_property
+    def contrast(self) -> dict[Site, SparseAutoencoder]:
+        """The same encoders with decoders that say what harm adds, in the source and the target."""
+        pairs = self.stand_ins or self.pairs
+        return fit_contrast(self.dictionaries, self.recording.of([*pairs, *self.benign]), self.features)
+
+    @cached_property
+    def reconstruction(self) -> dict[Site, SparseAutoencoder]:
+        """The same encoders with decoders that reconstruct the target."""
+        source = self.recording.of([*self.source, *self.benign])
+        return adapt(self.dictionaries, self.recording.of(self.target), self.features, replay=source)
+
+
+def found(saes: Mapping[Site, SparseAutoencoder], activations: Activations, **options: Any) -> dict[Site, Features]:
+    """The features of every site that has any; none at all is an error. Against chance there is the gate."""
+    features, why = {}, []
+    for site in saes:
+        try:
+            features |= find_features({site: saes[site]}, activations, fdr=1.0, **options)
+        except NoFeatureError as error:
+            why.append(error)
+            say(f"{site} is left out: {error}")
+    if not features:
+        raise why[0]
+    return features
