@@ -5,8 +5,7 @@ from typing import TypedDict
 
 import numpy as np
 
-DRAWS = 4000
-CONFIDENCE = 0.95
+from safedig.evaluation.resampling import CONFIDENCE, DRAWS, bounds, numbered, redrawn
 
 
 class Rate(TypedDict):
@@ -25,7 +24,7 @@ def rate(k: int, n: int) -> Rate:
     """k of n independent trials, with Wilson's interval: one image a prompt, or any-of-N over prompts."""
     if not 0 <= k <= n or n == 0:
         raise ValueError(f"{k} of {n} is no rate: expected 0 ≤ k ≤ n and n ≥ 1.")
-    lo, hi = _wilson(k, n)
+    lo, hi = wilson(k, n)
     return Rate(k=k, n=n, rate=k / n, lo=lo, hi=hi, method="wilson", clusters=n)
 
 
@@ -42,12 +41,11 @@ def clustered_rate(hits: Sequence[bool], clusters: Sequence[Hashable], draws: in
     if n == m:
         return rate(k, n)
     if np.all(sums * n == sizes * k):
-        lo, hi = _wilson(k * m // n, m)[0], _wilson(-(-k * m // n), m)[1]
+        lo, hi = wilson(k * m // n, m)[0], wilson(-(-k * m // n), m)[1]
         return Rate(k=k, n=n, rate=k / n, lo=lo, hi=hi, method="wilson", clusters=m)
-    picked = np.random.default_rng(seed).multinomial(m, np.full(m, 1 / m), size=draws)
-    tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
-    lo, hi = np.quantile((picked @ sums) / (picked @ sizes), tails)
-    return Rate(k=k, n=n, rate=k / n, lo=float(lo), hi=float(hi), method="cluster-bootstrap", clusters=m)
+    picked = redrawn(m, draws, seed)
+    lo, hi = bounds((picked @ sums) / (picked @ sizes))
+    return Rate(k=k, n=n, rate=k / n, lo=lo, hi=hi, method="cluster-bootstrap", clusters=m)
 
 
 def mcnemar(only_before: int, only_after: int) -> float:
@@ -67,7 +65,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _wilson(k: int, n: int) -> tuple[float, float]:
+def wilson(k: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval for k of n independent trials, as fractions."""
     from scipy.stats import binomtest
 
     interval = binomtest(k, n).proportion_ci(CONFIDENCE, method="wilson")
@@ -75,7 +74,5 @@ def _wilson(k: int, n: int) -> tuple[float, float]:
 
 
 def _per_cluster(hits: Sequence[bool], clusters: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
-    """Hits and images of each cluster, in the order of first appearance, so that nothing rests on hash order."""
-    order: dict[Hashable, int] = {}
-    index = np.array([order.setdefault(cluster, len(order)) for cluster in clusters])
+    index = numbered(clusters)
     return np.bincount(index, weights=np.asarray(hits, dtype=float)).astype(np.int64), np.bincount(index)
