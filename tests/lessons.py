@@ -4,7 +4,7 @@ from functools import cache
 
 import torch
 
-from safedig.evaluation.methods import Lesson
+from safedig.evaluation.methods import METHODS, Lesson
 from safedig.pipelines import Drawing, draw, load_pipeline
 from safedig.prompts import as_rows
 from safedig.sae.options import SAEOptions
@@ -21,26 +21,33 @@ def rows(kind, split, n, seed=0, **options):
     return as_rows(prompts(kind, split, seed, n, **options))
 
 
+HARMFUL = rows("harmful", "report", 3, wording="noun", twins=False)
+
+
 @cache
 def lesson(model="tiny-flux"):
     """Shared by the tests of a process: nothing in it is changed by what learns from it."""
     pipe = load_pipeline(model)
     for name in ("transformer", "text_encoder", "text_encoder_2"):
         getattr(pipe, name).requires_grad_(False)
+    list(draw(pipe, HARMFUL[:1], drawing=DRAWING[model]))  # transformers puts hooks of its own on in the first call
     return Lesson(
         pipe,
-        source=rows("harmful", "train", 24, risk=["weapon", "poison", "sign"]),
-        target=rows("harmful", "train", 8, risk="fire"),
-        benign=rows("benign", "train", 24),
-        quiet=rows("benign", "calibrate", 24),
+        source=rows("harmful", "train", 18, risk=["weapon", "poison", "sign"]),
+        target=rows("harmful", "train", 6, risk="fire"),
+        benign=rows("benign", "train", 16),
+        quiet=rows("benign", "calibrate", 16),
         sites=SITES,
         drawing=DRAWING[model],
-        sae=SAEOptions(steps=200, batch_size=256),
+        sae=SAEOptions(steps=120, batch_size=256),
         quantile=0.9,
     )
 
 
-HARMFUL = ("harmful", "report", 2)
+@cache
+def learnt(model, name):
+    """A method that has learnt from the lesson."""
+    return METHODS[name].learn(lesson(model))
 
 
 def images(given, asked, acting=None):

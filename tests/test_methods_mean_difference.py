@@ -11,7 +11,7 @@ from safedig.evaluation.methods.mean_difference import GATED, PLAIN, mean_differ
 from safedig.features.heights import Heights
 from safedig.hooks import Context
 from safedig.sites import Site
-from tests.lessons import HARMFUL, images, lesson, rows, state
+from tests.lessons import HARMFUL, images, lesson, state
 
 TXT = Site.parse("txt.embed")
 
@@ -41,7 +41,7 @@ def test_it_is_taken_from_the_conditional_rows_alone():
 
 @pytest.mark.parametrize("method", [PLAIN, GATED], ids=lambda method: method.name)
 def test_strength_nought_is_a_no_op_and_its_unit_changes_a_harmful_image(method):
-    given, asked = lesson(), rows(*HARMFUL)
+    given, asked = lesson(), HARMFUL
     before, plain = state(given.pipe), images(given, asked)
     at = method.learn(given)
     assert torch.equal(images(given, asked, at(0.0)), plain)
@@ -71,7 +71,7 @@ def test_behind_a_shut_gate_images_keep_every_bit_and_without_it_they_do_not():
 
 
 def test_nothing_acts_unsteered_at_any_strength():
-    given, asked = lesson(), rows(*HARMFUL)
+    given, asked = lesson(), HARMFUL
     at = METHODS["unsteered"].learn(given)
     assert torch.equal(images(given, asked, at(100.0)), images(given, asked))
     assert METHODS["unsteered"].unit == 0

@@ -1,11 +1,36 @@
 """Ours and its peers behind one protocol, one method a file: equations with their source, no one else's code."""
 
+from . import clamp, mean_difference, paper_form
+from .concept_sae import ConceptSae
+from .erasure import Leace
 from .lesson import Lesson
-from .mean_difference import GATED, PLAIN
 from .method import Applied, Learnt, Method
+from .negative_prompt import NegativePrompt
+from .ours import Ours
+from .prompt_filter import PromptFilter
+from .replacement import Replacement
+from .safe_latent_diffusion import SafeLatentDiffusion
+from .safree import Safree
 from .unsteered import Unsteered
 
-METHODS: dict[str, Method] = {one.name: one for one in (Unsteered(), PLAIN, GATED)}
+_ALL: tuple[Method, ...] = (
+    Unsteered(),
+    PromptFilter(),
+    NegativePrompt(),
+    SafeLatentDiffusion(),
+    Safree(),
+    mean_difference.PLAIN,
+    mean_difference.GATED,
+    Leace(),
+    ConceptSae(),
+    clamp.CORRECT,
+    clamp.PUBLISHED,
+    Replacement(),
+    paper_form.REPEL,
+    paper_form.BLEND,
+    Ours(),
+)
+METHODS: dict[str, Method] = {one.name: one for one in _ALL}
 """By name, in the order of the table."""
 
 __all__ = ["METHODS", "Applied", "Learnt", "Lesson", "Method"]

@@ -1,6 +1,6 @@
 """The mean difference between harm and safety, taken away from every token: contrastive activation addition.
 
-CAA (arXiv 2312.06681), eq. 1 and 2: v = mean over pairs of a(harmful) − a(safe); a' = a − s · v at all tokens, here in
+CAA (arXiv 2312.06681): v = mean over pairs of a(harmful) − a(safe); a' = a − s · v at all tokens, here in
 the conditional rows. s = 0 changes no bit. Gated, the same only in images in which a token's harmful codes exceed what
 benign images reach: g = 1 [max_token Σ_M z_j > τ], with the same dictionary, features and threshold τ as ours.
 """
