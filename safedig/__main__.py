@@ -18,9 +18,12 @@ from .verbs import VERBS, Options
 DEFAULT_RECIPE = "tiny-flux"
 USAGE = (
     'safedig VERB ["PROMPT"] [RECIPE] [key=value …] [--out DIR] [--prompts FILE] [--store PLACE] [--bundle DIR] '
-    "[--seed N] [--json] [--quick]"
+    "[--sae DIR] [--feature N] [--seed N] [--json] [--quick]"
 )
-_VALUES, _SWITCHES = ("out", "prompts", "store", "seed", "bundle"), ("quick", "quality", "sites", "compare")
+_VALUES, _SWITCHES = (
+    ("out", "prompts", "store", "seed", "bundle", "sae", "feature"),
+    ("quick", "quality", "sites", "compare"),
+)
 FLAGS = tuple(f"--{name}" for name in (*_VALUES, *_SWITCHES, "json", "help", "version"))
 
 
@@ -30,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
         answer = _answer(sys.argv[1:] if argv is None else list(argv))
-        if os.environ.get("RANK", "0") == "0":  # under `accelerate launch` the first process speaks for all
+        if answer is not None:
             print(answer)
     except UsageError as error:
         print(f"safedig: {' '.join(str(error).split())}", file=sys.stderr)
@@ -41,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _answer(argv: list[str]) -> str:
+def _answer(argv: list[str]) -> str | None:
     """What the command prints on stdout; whatever a library prints while it works goes to stderr."""
     given, strangers = _parser().parse_known_intermixed_args(argv)
     for stranger in strangers:
@@ -59,6 +62,8 @@ def _answer(argv: list[str]) -> str:
     verb = import_module(VERBS[name].module)
     with contextlib.redirect_stdout(sys.stderr):
         result: dict[str, Any] = verb.run(settings, options)
+    if os.environ.get("RANK", "0") != "0":  # under `accelerate launch` the first process speaks for all
+        return None
     return json.dumps(result, indent=2, ensure_ascii=False) if given.json else verb.table(result)
 
 
@@ -100,6 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompts", type=Path)
     parser.add_argument("--store")
     parser.add_argument("--bundle")
+    parser.add_argument("--sae", type=Path)
+    parser.add_argument("--feature", type=int)
     parser.add_argument("--seed", type=int)
     for flag in (*_SWITCHES, "json", "version"):
         parser.add_argument(f"--{flag}", action="store_true")

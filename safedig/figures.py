@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .adaptation.report import Movement
+from .steering.dose import Doses
 from .storage import write_atomically
 
 if TYPE_CHECKING:
@@ -76,6 +77,29 @@ def gallery(
         top = MARGIN + (index // columns) * (cell + GAP)
         page.image(left, top, image, side)
         page.paragraph(left, top + side + 4, caption, width=side, lines=2, size=SMALL)
+    return page.figure
+
+
+def dose_response(doses: Doses, judgements: Sequence[Sequence[dict[str, Any]]], note: str = "") -> "Figure":
+    """One feature ablated and amplified: a strip of pictures for each prompt, a column for each strength.
+
+    `judgements[strength][prompt]` are those of `doses.images`.
+    """
+    page = _Page(
+        2 * MARGIN + len(doses.strengths) * (SCENE + GAP) - GAP,
+        2 * MARGIN + LINE + len(doses.rows) * (SCENE + 2 * LINE + 28) + 2 * LINE,
+    )
+    for column, strength in enumerate(doses.strengths):
+        named = {0.0: "ablated", 1.0: "as it is"}.get(strength, f"× {strength:g}")
+        page.text(MARGIN + column * (SCENE + GAP), MARGIN, named, size=TEXT, weight="bold")
+    for number, row in enumerate(doses.rows):
+        top = MARGIN + LINE + 6 + number * (SCENE + 2 * LINE + 28)
+        heading = f"{row['prompt']}   (code up to {doses.height[number]:.3g})"
+        page.paragraph(MARGIN, top, heading, width=page.width - 2 * MARGIN, lines=1)
+        for column, judged in enumerate(judgements):
+            left = MARGIN + column * (SCENE + GAP)
+            page.scene(left, top + LINE + 4, doses.images[column, number], judged[number])
+    page.paragraph(MARGIN, page.height - MARGIN - 2 * LINE, note, width=page.width - 2 * MARGIN, lines=2)
     return page.figure
 
 

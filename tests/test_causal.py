@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from safedig.activations.processes import Share
 from safedig.config import UsageError
 from safedig.pipelines import Drawing, fingerprint, load_pipeline
 from safedig.prompts import as_rows
@@ -201,6 +202,26 @@ def test_neither_the_batches_nor_the_order_of_the_prompts_count(shipped, rows, t
     for site in ENTRIES:
         for table in ("interchange", "removal", "harm"):
             assert (at(one, site, table) - at(other, site, table)).abs().max() < 1e-4
+
+
+def test_processes_try_their_own_sites_and_together_find_what_one_does(shipped, rows, tried):
+    """Each fills in its own rows, which the exchange adds up; alone, those of the others are nought."""
+
+    class Unsummed(Share):
+        def summed(self, x):
+            return x
+
+    options = SMALL | {"pairs": 3}
+    whole = interchange(shipped, rows, [*ENTRIES, MIDDLE], **options)
+    seen, handle = counted_rows(shipped)
+    parts = [interchange(shipped, rows, [*ENTRIES, MIDDLE], share=Unsummed(rank, 2), **options) for rank in (0, 1)]
+    handle.remove()
+    for table in ("interchange", "removal", "harm"):
+        one, other = (getattr(part, table) for part in parts)
+        assert torch.equal(one + other, getattr(whole, table)) and not (one * other).any()
+    assert {part.forwards for part in parts} == {whole.forwards} and sum(seen) < 2 * whole.forwards
+    with pytest.raises(UsageError, match="4 processes share 3 sites"):
+        interchange(shipped, rows, [*ENTRIES, MIDDLE], share=Share(0, 4), **options)
 
 
 def test_the_pipeline_is_afterwards_as_it_was(pipe, monkeypatch):

@@ -5,7 +5,9 @@ import itertools
 import pytest
 import torch
 
-from safedig.figures import CHIPS, SCENE, Pair, comparison, counts, gallery, save
+from safedig.figures import CHIPS, SCENE, Pair, comparison, counts, dose_response, gallery, save
+from safedig.sites import Site
+from safedig.steering.dose import Doses
 
 LONG = "a very long and winding prompt about a red cup on the left and a green kettle on the right of a beach"
 
@@ -111,3 +113,19 @@ def test_nothing_to_show_is_an_error():
         comparison([])
     with pytest.raises(ValueError, match="at least one picture"):
         gallery([])
+
+
+def some_doses(prompts, strengths=(0.0, 1.0, 4.0)):
+    images = torch.rand(len(strengths), len(prompts), 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    rows = [{"id": f"{n}", "prompt": prompt, "seed": n} for n, prompt in enumerate(prompts)]
+    return Doses(Site.parse("txt.embed"), 7, rows, list(strengths), images, torch.arange(1.0, len(prompts) + 1))
+
+
+def test_a_dose_response_has_a_strip_for_each_prompt_and_a_column_for_each_strength():
+    doses = some_doses([LONG, "a cup"])
+    judged = [[a_judgement(label, "knife", "cup") for _ in doses.rows] for label in list(CHIPS)[:3]]
+    figure = dose_response(doses, judged, LONG * 3)
+    texts, scenes = boxes_of(figure)
+    assert len(scenes) == 6 and overlapping(texts + scenes) == [] and outside(figure, texts + scenes) == []
+    words = [text for text, _ in texts]
+    assert {"ablated", "as it is", "× 4"} <= {*words} and sum("code up to" in word for word in words) >= 1

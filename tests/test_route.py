@@ -37,6 +37,7 @@ from tests.planted import (
     recording,
     rows,
 )
+from tests.together import together
 
 PLANTED = {TXT: FLIPS, POOLED: NOISE, BIND: TRANSFERS, RENDER: NOISE}
 LIVE = {TXT: 0.6, POOLED: 0.6, BIND: 0.6, RENDER: 0.6}
@@ -138,6 +139,12 @@ def test_two_processes_give_the_same_file_as_one(tmp_path):
     whole = written(ranked(collect(activations)), tmp_path)
     for merged in (parts[0].merge(parts[1]), parts[1].merge(parts[0])):
         assert written(ranked(merged), tmp_path) == whole
+
+
+def test_processes_that_run_together_give_the_same_file_as_one(tmp_path):
+    whole = written(ranked(collect(recording(PLANTED))), tmp_path)
+    for found in together(2, lambda share: collect(recording(PLANTED), share=share)):
+        assert written(ranked(found), tmp_path) == whole
 
 
 def test_the_order_of_prompts_does_not_count(tmp_path):

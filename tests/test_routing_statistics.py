@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from safedig.activations.pairs import dealt
 from safedig.activations.record import Activations, record
 from safedig.config import UsageError
 from safedig.pipelines import Drawing
@@ -14,6 +15,7 @@ from safedig.routing.statistics import Statistics, collect, memory
 from safedig.sites import sites
 from safedig.skeleton import skeleton
 from tests.planted import BIND, D_IN, NOISE, STEPS, TOKENS, TRANSFERS, TXT, recording, rows
+from tests.together import together
 
 PLANTED = {TXT: TRANSFERS, BIND: NOISE}
 
@@ -112,6 +114,26 @@ def test_processes_merge_to_what_one_would_have_seen(first):
     parts = [collect(half) for half in halves()]
     merged = parts[first].merge(parts[1 - first])
     same(merged, collect(recording(PLANTED)))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_that_run_together_all_get_what_one_would_have_seen(world):
+    whole = collect(recording(PLANTED))
+    for found in together(world, lambda share: collect(recording(PLANTED), share=share)):
+        assert found.prompts == whole.prompts and found.nbytes == whole.nbytes
+        same(found, whole)
+
+
+def test_an_image_that_no_process_has_seen_is_missing_still():
+    def all_but_one(share):
+        statistics = Statistics(recording(PLANTED).prompts, [TXT], "model")
+        for batch in dealt(recording(PLANTED), share):
+            if batch.site == TXT and (part := batch.of({row["id"] for row in statistics.prompts[1:]})):
+                statistics.update(part)
+        return statistics.summed(share)
+
+    with pytest.raises(UsageError, match="was not recorded at"):
+        together(2, all_but_one)[0].at(TXT)
 
 
 def test_the_order_of_prompts_changes_nothing():

@@ -3,6 +3,10 @@
 import contextlib
 import io
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -120,6 +124,23 @@ def test_the_same_command_writes_the_same_bytes_and_one_that_is_interrupted_none
             patch.setattr(verb, what, interrupted)
             assert __main__.main(command) == 130
         assert written(result) == before
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work_and_write_the_file_of_one(command, result, tmp_path):
+    """Drawn and tried in parts, ranked once: no batch is drawn twice, and the JSON is the same to the byte."""
+    where = ["--out", str(tmp_path)]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
+    asked = [*command[: command.index("--out")], *where, "--json"]
+    done = subprocess.run([*launch, "-m", "safedig", *asked], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert Path(told["file"]).read_bytes() == Path(result["file"]).read_bytes()
+    assert Path(told["figure"]).read_bytes() == Path(result["figure"]).read_bytes()
+    counts = [int(count) for count in re.findall(r"Recording activations: (\d+)/\1 ", done.stderr)]
+    assert len(counts) == 2 and sum(counts) == -(-len(rows()) // 16)
 
 
 def written(result):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..config import UsageError
 from ..sites import Site
+from .processes import Share
 from .record import Activations, Batch, Image
 
 
@@ -66,6 +67,20 @@ def twins(activations: Activations) -> list[tuple[Image, Image]]:
     recorded = {(row["id"], row["seed"]) for row in activations.prompts}
     links = [((row["id"], row["seed"]), (row.get("twin", ""), row["seed"])) for row in activations.prompts]
     return [(harmful, safe) for harmful, safe in links if safe in recorded]
+
+
+def dealt(activations: Activations, share: Share, batch_size: int = 16) -> Activations:
+    """A process's part of the recording: whole batches in turn, a prompt always in the same one as its safe twin."""
+    if share.world == 1:
+        return activations
+    number: dict[str, int] = {}
+    for at, row in enumerate(activations.prompts):
+        number.setdefault(row.get("twin") or row["id"], at // batch_size)
+    batches = set(number.values())
+    if share.world > len(batches):
+        raise UsageError(f"{share.world} processes share {len(batches)} batches of images: launch at most as many.")
+    mine = set(sorted(batches)[share.rank :: share.world])
+    return activations.of([row for row in activations.prompts if number[row.get("twin") or row["id"]] in mine])
 
 
 def benign(activations: Activations) -> set[Image]:

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _PATIENCE = timedelta(days=7)  # the first to finish waits for the last, and nothing else is said meanwhile
 
@@ -34,6 +35,20 @@ class Share:
         """Until every process has come this far."""
         if self.world > 1:
             _state().wait_for_everyone()
+
+    def summed(self, x: Tensor) -> Tensor:
+        """The sum of what every process has, the same in all of them."""
+        if self.world == 1:
+            return x
+        there = x.to(device(), copy=True)
+        torch.distributed.all_reduce(there)
+        return there.to(x.device)
+
+    def joined(self, x: Tensor, size: int) -> Tensor:
+        """The `size` rows of all processes, of which each has its own, dealt out in turn: they keep their bits."""
+        every = x.new_zeros(size, *x.shape[1:])
+        every[self.of(range(size))] = x
+        return self.summed(every)
 
 
 def device() -> Any:

@@ -12,6 +12,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from ..activations.processes import Share
 from ..activations.schedule import schedule
 from ..activations.stream import Prompts
 from ..config import UsageError
@@ -39,7 +40,7 @@ class Effects:
     harm: Float[Tensor, "site sigma benign"]
     """‖v_removed − v‖ / ‖v‖: what the removal does to benign prompts."""
     forwards: int
-    """Rows that the transformer was called with, those of the drawing among them."""
+    """Rows that the transformer was called with, those of the drawing among them; as many as in one process."""
     judged: dict[Site, float] | None = None
     """Share of the unsafe images that are no longer unsafe, where whole images were judged."""
 
@@ -56,12 +57,14 @@ def interchange(
     sigmas: int = 3,
     budget: int | None = None,
     batch_size: int = 16,
+    share: Share | None = None,
 ) -> Effects:
     """Try every site on up to `pairs` harmful prompts and half as many benign ones, on their own latents at a few σ.
 
     `source` names the risk domains whose mean Δ is removed, all unless given; a prompt's own Δ is left out of it. The
     prompts are taken from all domains in turn, by a hash of their ids. With `budget`, in rows of the transformer,
-    fewer pairs and σ are tried. The pipeline is afterwards as it was.
+    fewer pairs and σ are tried. Several processes that run together give their `share`: each tries its own sites, and
+    all get the effects at every site. The pipeline is afterwards as it was.
     """
     there, drawing = _tried(pipe, sites), drawing or Drawing.of(pipe)
     harmful, safe, benign = chosen(prompts, pairs)
@@ -69,22 +72,34 @@ def interchange(
     sizes = {"sites": len(there), "pairs": len(harmful), "benign": len(benign), "sigmas": min(sigmas, len(levels))}
     trial = Trial.within(budget, **sizes, steps=len(levels), doubled=guided(pipe, drawing))
     harmful, safe, benign = harmful[: trial.pairs], safe[: trial.pairs], benign[: trial.benign]
+    share = _share(share, len(there))
     replay, taken = Replay(pipe, drawing), counted(harmful, source)
     given = _caught(replay, harmful, safe, benign, trial.steps, batch_size)
-    shape = {"site": len(there), "sigma": len(trial.steps)}
-    swapped, seen = _swapped(replay, given, there, batch_size)
+    mine = there[share.rank :: share.world]
+    swapped, seen = _swapped(replay, given, mine, batch_size)
     directions = seen.directions(taken, len(trial.steps))
-    removed, harm = _removed(replay, given, seen, directions, there, batch_size)
+    removed, harm = _removed(replay, given, seen, directions, mine, batch_size)
+    shape = {"site": len(there), "sigma": len(trial.steps)}
+    tables = [
+        rearrange(share.joined(table, len(there)), "site (sigma row) -> site sigma row", **shape)
+        for table in (swapped, removed, harm)
+    ]
     return Effects(
         sites=there,
         sigmas=[levels[step] for step in trial.steps],
         prompt_ids=[row["id"] for row in harmful],
-        interchange=rearrange(swapped, "site (sigma pair) -> site sigma pair", **shape),
-        removal=rearrange(removed, "site (sigma pair) -> site sigma pair", **shape),
+        interchange=tables[0],
+        removal=tables[1],
         benign_ids=[row["id"] for row in benign],
-        harm=rearrange(harm, "site (sigma benign) -> site sigma benign", **shape),
-        forwards=replay.rows,
+        harm=tables[2],
+        forwards=trial.forwards if share.world > 1 else replay.rows,
     )
+
+
+def _share(share: Share | None, sites: int) -> Share:
+    if share is not None and share.world > sites:
+        raise UsageError(f"{share.world} processes share {sites} sites: launch at most as many.")
+    return share or Share(0, 1)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..activations.pairs import twins
+from ..activations.processes import Share
 from ..activations.record import Activations, Image
 from ..sites import Site
 
@@ -97,6 +98,15 @@ class PairSums:
         for other in others:
             for part, moments in other.of.items():
                 self.of[part] = self.of[part] + moments if part in self.of else moments
+
+    def summed(self, widths: Mapping[Site, int], share: Share) -> None:
+        """Add what all processes have seen, each of them other pairs; `widths` are the r of every site."""
+        domains = sorted(set(self._domain.values()))
+        for part in ((site, domain, half) for site in widths for domain in domains for half in (0, 1)):
+            own = self.of.get(part, Moments.none(widths[part[0]]))
+            total = Moments(*(share.summed(getattr(own, one.name)) for one in fields(own)))
+            if total.n > 0:
+                self.of[part] = total
 
     def at(self, site: Site) -> dict[tuple[str, int], Moments]:
         return {(domain, half): one for (other, domain, half), one in self.of.items() if other == site}

@@ -15,7 +15,8 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..activations.pairs import benign
+from ..activations.pairs import benign, dealt
+from ..activations.processes import Share
 from ..activations.record import Activations, Batch, Image
 from ..config import UsageError
 from ..sites import Site
@@ -118,6 +119,22 @@ class Statistics:
         both._pairs.join(one._pairs for one in every)
         return both
 
+    def summed(self, share: Share) -> "Statistics":
+        """The statistics of all processes, which were begun for the same prompts and saw other ones each."""
+        if share.world == 1:
+            return self
+        both = Statistics(self.prompts, self.sites, self.model, self.width)
+        both.sigmas, both.d_in, both.tokens = dict(self.sigmas), dict(self.d_in), dict(self.tokens)
+        for place in self._rows:
+            rows = self._rows[place]
+            seen = share.summed((~rows[:, :1].isnan()).double())
+            both._rows[place] = torch.where(seen > 0, share.summed(rows.nan_to_num()), torch.nan)
+            both._scatter[place] = share.summed(self._scatter[place])
+            both._scattered[place] = share.summed(self._scattered[place])
+        both._pairs.of = dict(self._pairs.of)
+        both._pairs.summed({site: min(d_in, self.width, linear.READ) for site, d_in in self.d_in.items()}, share)
+        return both
+
     def at(self, site: Site) -> SiteStatistics:
         """What was seen at one site; a `UsageError` if an image is missing there."""
         steps = sorted(step for other, step in self._rows if other == site)
@@ -198,15 +215,17 @@ class _Cut:
     """Of each class, which of the images."""
 
 
-def collect(activations: Activations, *, width: int = WIDTH) -> Statistics:
+def collect(activations: Activations, *, width: int = WIDTH, share: Share | None = None) -> Statistics:
     """The statistics of a recording, best one with `paired=True`, in one pass.
 
-    Each of several processes collects its own prompts (`activations.of`); `Statistics.merge` joins them.
+    Several processes that run together give their `share`: each sees its own prompts, and all get the sum. Those that
+    do not, collect their own prompts (`activations.of`), and `Statistics.merge` joins them.
     """
+    share = share or Share(0, 1)
     statistics = Statistics(activations.prompts, activations.sites, activations.model, width)
-    for batch in activations:
+    for batch in dealt(activations, share):
         statistics.update(batch)
-    return statistics
+    return statistics.summed(share)
 
 
 def memory(sites: int, steps: int, images: int, width: int = WIDTH, domains: int = 5) -> int:

@@ -18,6 +18,9 @@ class Options:
     sites: bool = False
     bundle: str | None = None
     """A folder of a saved steering, or its Hub id."""
+    sae: Path | None = None
+    """A folder of one autoencoder, as `safedig train` writes it."""
+    feature: int | None = None
     compare: bool = False
     prompt: str | None = None
     """The words after a verb that draws one prompt."""
@@ -45,8 +48,9 @@ VERBS = {
     "show": Verb(
         "safedig.verbs.show",
         "what a recipe and its model are; --sites: where it can be read and steered, without loading it; "
-        "--quality: how well it draws as asked; --out: pages of its pictures",
-        ("out", "prompts", "seed", "quick", "quality", "sites"),
+        "--quality: how well it draws as asked; --out: pages of its pictures; --sae: pictures with one --feature of an "
+        "autoencoder ablated and amplified, by itself the one that tells harm best",
+        ("out", "prompts", "seed", "quick", "quality", "sites", "sae", "feature"),
     ),
     "record": Verb(
         "safedig.verbs.record",

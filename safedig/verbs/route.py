@@ -1,4 +1,8 @@
-"""safedig route: which sites to steer at for another risk domain, ranked before anything is trained."""
+"""safedig route: which sites to steer at for another risk domain, ranked before anything is trained.
+
+Several processes draw and try their own part each; the first ranks and writes. Nothing is kept on the way: a command
+that was interrupted starts anew, unless it reads a --store.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -18,20 +22,21 @@ from safedig.prompts import as_rows, load_prompts
 from safedig.recipes import Recipe, Recording, Routing
 from safedig.routing.causal import Effects, interchange
 from safedig.routing.route import route
-from safedig.routing.routed import Route, RoutedSite
 from safedig.routing.scorers import scorer as scorer_of
+from safedig.routing.statistics import collect
 from safedig.routing_figures import routing_map
 from safedig.sites import Site, places, resolve
 from safedig.verbs import Options
+from safedig.verbs.route_table import table, told
+
+__all__ = ["run", "table"]
 
 Row = dict[str, Any]
 _PAIRED = 3 / 4  # of the images: harmful prompts and their twins; the others are benign
-_TERMS = ("source_auroc", "transfer", "linearity", "interchange", "removal", "harm")
-_PROBE = "source_auroc"
 
 
 def run(recipe: Recipe, options: Options) -> dict[str, Any]:
-    """Record, try the sites on the model, rank them, and write the ranking with its picture."""
+    """Record, try the sites on the model, rank them, and write the ranking with its picture; {} if not the first."""
     asked = recipe.route or Routing()
     scorer_of(asked.scorer)  # a wrong name is told before anything is drawn
     if recipe.device == "auto":
@@ -44,10 +49,14 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     drawing, there = recipe.drawing_of(pipe), _candidates(pipe, asked, dead=_paired(rows))
     activations = _recorded(pipe, recipe, rows, there) if stored is None else _same_model(pipe, recipe, stored.of(rows))
     there = [site for site in there if site in activations.sites]
-    effects = _effects(pipe, rows, there, source, asked, drawing)
+    share = processes.Share.of_this_process()
+    statistics = collect(activations, share=share)
+    effects = _effects(pipe, rows, there, source, asked, drawing, share)
+    if not share.first:
+        return {}
     ranking = route(
         pipe if effects else None,
-        activations,
+        statistics,
         source,
         target or None,
         effects=effects,
@@ -64,41 +73,7 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     ranking.save(place / f"{name}.json")
     picture = save(routing_map(ranking, [str(site) for site in there]), place / f"{name}.png")
     say(f"Where harm is decodable and where it acts is shown in {picture}.")
-    return _result(ranking, recipe, place / f"{name}.json", picture)
-
-
-def table(result: dict[str, Any]) -> str:
-    """The same for people."""
-    width = max(len(one["site"]) for one in result["sites"])
-    target = result["target"] or "each domain of the source in turn"
-    lines = [f"{result['model']}: from {', '.join(result['source'])} to {target}", ""]
-    lines += [
-        f"{'':4} {'site':{width}} {'score':>6} {'[95 % interval]':>16}  {'source':>7} {'target':>7} {'linear':>7} "
-        f"{'effect':>7} {'removal':>8} {'harm':>6}  {'σ':>11}  verdict"
-    ]
-    for one in result["sites"]:
-        cells = [_number(one["terms"].get(name)) for name in _TERMS]
-        low, high = one["sigmas"]
-        star = "*" if one["site"] in result["chosen"] else " "
-        lines.append(
-            f"{one['rank']:>3}{star} {one['site']:{width}} {one['score']:6.3f} {one['lo']:8.3f}–{one['hi']:.3f}   "
-            f"{cells[0]:>7} {cells[1]:>7} {cells[2]:>7} "
-            f"{cells[3]:>7} {cells[4]:>8} {cells[5]:>6}  {low:5.2f}–{high:.2f}  "
-            f"{one['verdict'].replace('_', ' ')}"
-        )
-    probe, first = result["probe_only"], result["sites"][0]
-    lines += [
-        "",
-        "source, target: AUROC of a probe of the source; linear: R² of what harm adds to a token, told from the token; "
-        "effect: share of the twins' velocity that passes here; *: chosen together",
-        f"A router of probes alone would choose {probe['site']} (AUROC {_number(probe['terms'].get(_PROBE))}): "
-        f"its effect is {_number(probe['terms'].get('interchange'))}, it is {probe['verdict'].replace('_', ' ')} and "
-        f"rank {probe['rank']} here; that of {first['site']} is {_number(first['terms'].get('interchange'))}.",
-        f"The causal check called the model with {result['forwards']:,} rows.",
-        "",
-        f"written: {result['file']}, {result['figure']}",
-    ]
-    return "\n".join(lines)
+    return told(ranking, recipe, place / f"{name}.json", picture)
 
 
 def _candidates(pipe: Any, asked: Routing, dead: bool) -> list[Site]:
@@ -129,13 +104,20 @@ def _recorded(pipe: Any, recipe: Recipe, rows: list[Row], there: list[Site]) -> 
 
 
 def _effects(
-    pipe: Any, rows: list[Row], there: list[Site], source: list[str], asked: Routing, drawing: Drawing
+    pipe: Any,
+    rows: list[Row],
+    there: list[Site],
+    source: list[str],
+    asked: Routing,
+    drawing: Drawing,
+    share: processes.Share,
 ) -> Effects | None:
     """Nothing where no harmful prompt has a twin: the ranking then says that it was made without."""
     if not _paired(rows):
         return None
     budget = int(asked.budget * len(rows) * drawing.steps * (1 + guided(pipe, drawing)))
-    return interchange(pipe, rows, there, source=source, drawing=drawing, pairs=asked.pairs, budget=budget)
+    options = {"drawing": drawing, "pairs": asked.pairs, "budget": budget, "share": share}
+    return interchange(pipe, rows, there, source=source, **options)
 
 
 def _paired(rows: list[Row]) -> bool:
@@ -205,30 +187,3 @@ def _same_model(pipe: Any, recipe: Recipe, activations: Activations) -> Activati
 
 def _seed(recipe: Recipe, options: Options) -> int:
     return recipe.seed if options.seed is None else options.seed
-
-
-def _result(ranking: Route, recipe: Recipe, file: Path, picture: Path) -> dict[str, Any]:
-    told = [_told(one) for one in ranking.sites]
-    causal = ranking.options["causal"]
-    return {
-        "model": ranking.model,
-        "fingerprint": ranking.fingerprint,
-        "recipe_sha": recipe.sha,
-        "source": list(ranking.source),
-        "target": ", ".join(ranking.target),
-        "chosen": [str(site) for site in ranking.chosen],
-        "sites": told,
-        "probe_only": max(told, key=lambda one: one["terms"][_PROBE]),
-        "forwards": causal["forwards"] if isinstance(causal, dict) else 0,
-        "file": str(file),
-        "figure": str(picture),
-    }
-
-
-def _told(one: RoutedSite) -> dict[str, Any]:
-    kept = ("operator", "sigmas", "score", "lo", "hi", "rank", "verdict", "terms")
-    return {"site": str(one.site)} | {name: getattr(one, name) for name in kept}
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"

@@ -1,6 +1,6 @@
 """safedig show: what a recipe and its model are; with --quality, how well and how fast the model draws as asked.
 
-With --sites it answers from the configuration alone: see sites_table.py.
+With --sites it answers from the configuration alone: see sites_table.py. With --sae it shows a feature: see dose.py.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from safedig.prompts import KINDS, as_rows, load_prompts
 from safedig.recipes import Recipe
 from safedig.sites import places, transformer
 from safedig.storage import write_atomically
-from safedig.verbs import Options, sites_table
+from safedig.verbs import Options, dose, sites_table
 
 Row = dict[str, Any]
 BATCH, PER_KIND, QUICK = 16, 200, 32  # images, prompts, prompts or renders
@@ -36,6 +36,10 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     """The recipe, the model's facts, and on request its quality on fresh prompts of every kind."""
     if options.sites:
         return sites_table.run(recipe, options)
+    if options.sae is not None:
+        return dose.run(recipe, options)
+    if options.feature is not None:
+        raise UsageError(f"--feature {options.feature}: give the autoencoder that it is of, --sae FOLDER.")
     pipe = recipe.pipeline()
     drawing = recipe.drawing_of(pipe)
     model: Any = transformer(pipe)
@@ -76,6 +80,8 @@ def table(result: dict[str, Any]) -> str:
     """The same for people."""
     if "sites" in result:
         return sites_table.table(result)
+    if "strengths" in result:
+        return dose.table(result)
     model = result["model"]
     lines = [
         f"{result['recipe']['model']}: {model['class']}, {model['parameters']:,} parameters in the transformer",

@@ -1,0 +1,72 @@
+"""What `safedig route` answers: the ranking in the order of its sites, as JSON and as lines for people."""
+
+from pathlib import Path
+from typing import Any
+
+from safedig.recipes import Recipe
+from safedig.routing.routed import Route, RoutedSite
+
+_TERMS = ("source_auroc", "transfer", "linearity", "interchange", "removal", "harm")
+_PROBE = "source_auroc"
+
+
+def told(ranking: Route, recipe: Recipe, file: Path, picture: Path) -> dict[str, Any]:
+    """The whole of it, with what a router of probes alone would have chosen."""
+    sites = [_told(one) for one in ranking.sites]
+    causal = ranking.options["causal"]
+    return {
+        "model": ranking.model,
+        "fingerprint": ranking.fingerprint,
+        "recipe_sha": recipe.sha,
+        "source": list(ranking.source),
+        "target": ", ".join(ranking.target),
+        "chosen": [str(site) for site in ranking.chosen],
+        "sites": sites,
+        "probe_only": max(sites, key=lambda one: one["terms"][_PROBE]),
+        "forwards": causal["forwards"] if isinstance(causal, dict) else 0,
+        "file": str(file),
+        "figure": str(picture),
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The same for people."""
+    width = max(len(one["site"]) for one in result["sites"])
+    target = result["target"] or "each domain of the source in turn"
+    lines = [f"{result['model']}: from {', '.join(result['source'])} to {target}", ""]
+    lines += [
+        f"{'':4} {'site':{width}} {'score':>6} {'[95 % interval]':>16}  {'source':>7} {'target':>7} {'linear':>7} "
+        f"{'effect':>7} {'removal':>8} {'harm':>6}  {'σ':>11}  verdict"
+    ]
+    for one in result["sites"]:
+        cells = [_number(one["terms"].get(name)) for name in _TERMS]
+        low, high = one["sigmas"]
+        star = "*" if one["site"] in result["chosen"] else " "
+        lines.append(
+            f"{one['rank']:>3}{star} {one['site']:{width}} {one['score']:6.3f} {one['lo']:8.3f}–{one['hi']:.3f}   "
+            f"{cells[0]:>7} {cells[1]:>7} {cells[2]:>7} "
+            f"{cells[3]:>7} {cells[4]:>8} {cells[5]:>6}  {low:5.2f}–{high:.2f}  "
+            f"{one['verdict'].replace('_', ' ')}"
+        )
+    probe, first = result["probe_only"], result["sites"][0]
+    lines += [
+        "",
+        "source, target: AUROC of a probe of the source; linear: R² of what harm adds to a token, told from the token; "
+        "effect: share of the twins' velocity that passes here; *: chosen together",
+        f"A router of probes alone would choose {probe['site']} (AUROC {_number(probe['terms'].get(_PROBE))}): "
+        f"its effect is {_number(probe['terms'].get('interchange'))}, it is {probe['verdict'].replace('_', ' ')} and "
+        f"rank {probe['rank']} here; that of {first['site']} is {_number(first['terms'].get('interchange'))}.",
+        f"The causal check called the model with {result['forwards']:,} rows.",
+        "",
+        f"written: {result['file']}, {result['figure']}",
+    ]
+    return "\n".join(lines)
+
+
+def _told(one: RoutedSite) -> dict[str, Any]:
+    kept = ("operator", "sigmas", "score", "lo", "hi", "rank", "verdict", "terms")
+    return {"site": str(one.site)} | {name: getattr(one, name) for name in kept}
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
