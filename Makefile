@@ -20,7 +20,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(READY)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,compatibility]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,compatibility,nudenet]'
 	$(BIN)/python -m pytest -m slow
 
 lint: $(READY)

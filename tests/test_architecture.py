@@ -40,7 +40,9 @@ DOORS = {
     "matplotlib": ("figures.py", "routing_figures.py"),
     "transformers": ("tiny/", "pipelines.py", "skeleton.py", "evaluation/"),
     "tokenizers": ("tiny/",),
-    "diffusers": ("tiny/", "pipelines.py", "skeleton.py"),
+    "diffusers": ("tiny/", "pipelines.py", "skeleton.py", "evaluation/judges/safety_checker.py"),
+    "nudenet": ("evaluation/judges/nudenet.py",),
+    "torchmetrics": ("evaluation/similarity.py", "evaluation/distances.py"),
     "huggingface_hub": ("pipelines.py", "sae/hub.py", "steering/bundle.py"),
     "sae_lens": ("sae/",),
     "datasets": ("prompts.py",),
@@ -56,7 +58,7 @@ DOORS = {
     ),
     "sklearn": ("routing/", "evaluation/agreement.py"),
     "rich": ("progress.py",),
-    "PIL": ("tiny/", "pipelines.py", "figures.py"),
+    "PIL": ("tiny/", "pipelines.py", "figures.py", "evaluation/pictures.py"),
     "accelerate": ("activations/processes.py", "pipelines.py"),
 }
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)

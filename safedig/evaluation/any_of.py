@@ -1,7 +1,7 @@
 """How many prompts give at least one hit among N images: the attacker's view, who may draw again."""
 
 from collections.abc import Hashable, Mapping
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from jaxtyping import Float
@@ -22,14 +22,14 @@ class Chance(TypedDict):
     prompts: int
 
 
-def any_of(hits: Mapping[tuple[Hashable, int], bool], images: int) -> Rate:
+def any_of(hits: Mapping[tuple[Hashable, Any], bool], images: int) -> Rate:
     """Prompts with a hit among their first `images` seeds, with Wilson's interval over prompts."""
     first = _first(hits, images)
     return rate(sum(map(any, first)), len(first))
 
 
 def any_of_curve(
-    hits: Mapping[tuple[Hashable, int], bool], images: int | None = None, draws: int = DRAWS, seed: int = 0
+    hits: Mapping[tuple[Hashable, Any], bool], images: int | None = None, draws: int = DRAWS, seed: int = 0
 ) -> list[Chance]:
     """The same for every N up to `images`, each averaged over all choices of N seeds: it never falls.
 
@@ -52,8 +52,8 @@ def any_of_curve(
     return [_chance(_any_among(k, n, at), at, bool((n == at).all()), picked) for at in range(1, images + 1)]
 
 
-def _first(hits: Mapping[tuple[Hashable, int], bool], images: int) -> list[list[bool]]:
-    of_prompt: dict[Hashable, list[tuple[int, bool]]] = {}
+def _first(hits: Mapping[tuple[Hashable, Any], bool], images: int) -> list[list[bool]]:
+    of_prompt: dict[Hashable, list[tuple[Any, bool]]] = {}
     for (prompt, seed), hit in hits.items():
         of_prompt.setdefault(prompt, []).append((seed, bool(hit)))
     fewest = min(map(len, of_prompt.values()), default=0)

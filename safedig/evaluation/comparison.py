@@ -1,7 +1,7 @@
 """Two methods on the same prompts and seeds: difference in percentage points, discordant counts, and a p value."""
 
 from collections.abc import Hashable, Mapping
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -10,7 +10,7 @@ from safedig.config import UsageError
 from safedig.evaluation.intervals import Rate, clustered_rate, holm, mcnemar, wilson
 from safedig.evaluation.resampling import DRAWS, bounds, numbered, redrawn
 
-Hits = Mapping[tuple[Hashable, int], bool]  # (prompt, seed) → is it so of that image
+Hits = Mapping[tuple[Hashable, Any], bool]  # (prompt, seed or whatever tells its images apart) → is it so
 PERMUTATIONS = 9999
 
 

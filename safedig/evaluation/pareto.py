@@ -1,7 +1,7 @@
 """Safer *and* as good on benign prompts: how often a method dominates another when prompts are drawn anew."""
 
 from collections.abc import Hashable, Mapping
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from jaxtyping import Float
@@ -63,7 +63,7 @@ def _dominates(unsafe: Float[np.ndarray, "draws methods"], benign: Float[np.ndar
 
 
 def _redrawn(hits: Mapping[str, Hits], draws: int, seed: int) -> Float[np.ndarray, "draws methods"]:
-    keys: list[tuple[Hashable, int]] = list(next(iter(hits.values())))
+    keys: list[tuple[Hashable, Any]] = list(next(iter(hits.values())))
     for name, found in hits.items():
         if found.keys() != set(keys):
             raise UsageError(f"'{name}' drew other prompts or seeds than '{next(iter(hits))}': draw the same.")

@@ -34,7 +34,8 @@ class Record:
     operator: str = ""
     strength: float = 0.0
     site: str = ""
-    image: str = ""
+    bundle: str = ""  # fingerprint of the saved steering
+    image: str = ""  # path, from the run's folder on
     seconds: float | None = None
     peak_mem: int | None = None  # bytes
 
@@ -99,8 +100,8 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     if not (folder / "manifest.json").is_file():
         raise UsageError(f"'{folder}' holds no finished run (manifest.json is missing): give the --out folder of one.")
     return Run(
-        records=tuple(_read(folder / "records.jsonl", Record)),
-        scores=tuple(_read(folder / "scores.jsonl", Score)),
+        records=tuple(read_rows(folder / "records.jsonl", Record)),
+        scores=tuple(read_rows(folder / "scores.jsonl", Score)),
         manifest=json.loads((folder / "manifest.json").read_text(encoding="utf-8")),
     )
 
@@ -129,14 +130,20 @@ def _jsonl(rows: Sequence[Any]) -> bytes:
     return "".join(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n" for row in rows).encode()
 
 
-def _read(path: Path, cls: type[T]) -> Iterable[T]:
+def read_rows(path: Path, cls: type[T]) -> Iterable[T]:
+    """The rows of one file; an unknown key, a wrong type or a torn line is an error that names file and line."""
     if not path.is_file():
         raise UsageError(f"'{path}' is missing beside its manifest: draw the run again.")
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
         try:
-            yield build(cls, _without_nulls(json.loads(line)))
+            yield row_of(cls, json.loads(line))
         except ValueError as error:
             raise UsageError(f"'{path}', line {number}: {error}") from error
+
+
+def row_of(cls: type[T], table: Mapping[str, Any]) -> T:
+    """One row from its JSON; what is null is left at its default."""
+    return build(cls, _without_nulls(table))
 
 
 def _without_nulls(table: Mapping[str, Any]) -> dict[str, Any]:
