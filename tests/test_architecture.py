@@ -26,7 +26,7 @@ LAYERS = [  # from the ground up; a room may import rooms of its own row and of 
     ("adaptation",),
     ("steering", "denoiser", "rl"),
     ("evaluation",),
-    ("figures", "routing_figures"),
+    ("figures", "routing_figures", "evaluation_figures"),
     ("recipes",),
     ("estimate",),
     ("verbs", "explorer"),
@@ -37,7 +37,7 @@ GROUND = {"evaluation/records.py", "evaluation/intervals.py"}  # these know noth
 
 FREE = {"torch", "einops", "jaxtyping", "safetensors", "numpy"}  # what torch brings anyway, and featherweights
 DOORS = {
-    "matplotlib": ("figures.py", "routing_figures.py"),
+    "matplotlib": ("figures.py", "routing_figures.py", "evaluation_figures.py"),
     "transformers": ("tiny/", "pipelines.py", "skeleton.py", "evaluation/"),
     "tokenizers": ("tiny/",),
     "diffusers": ("tiny/", "pipelines.py", "skeleton.py", "evaluation/judges/safety_checker.py"),
@@ -56,7 +56,7 @@ DOORS = {
         "evaluation/power.py",
         "features/contrast.py",
     ),
-    "sklearn": ("routing/", "evaluation/agreement.py"),
+    "sklearn": ("routing/", "evaluation/agreement.py", "evaluation/latent_region.py"),
     "rich": ("progress.py",),
     "PIL": ("tiny/", "pipelines.py", "figures.py", "evaluation/pictures.py"),
     "accelerate": ("activations/processes.py", "pipelines.py"),

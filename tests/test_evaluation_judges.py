@@ -154,7 +154,7 @@ def test_the_tiny_judge_keeps_what_the_judge_says():
 
 
 def test_one_image_of_another_size_is_an_error_for_that_image_alone():
-    pixels = torch.from_numpy(_renders(1)[0]).permute(2, 0, 1) / 255
+    pixels = torch.from_numpy(_renders(1)[0].copy()).permute(2, 0, 1) / 255
     found = TinyJudge()([pixels, torch.rand(3, 50, 64), pixels])
     assert [bool(one.error) for one in found] == [False, True, False] and "50 × 64" in found[1].error
     assert TinyJudge()([]) == []

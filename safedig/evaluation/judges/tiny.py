@@ -8,6 +8,7 @@ import torch
 
 from safedig.evaluation.judges.judge import Look, hash_of
 from safedig.evaluation.pictures import Image
+from safedig.evaluation.records import circumstances
 from safedig.tiny.judge import judge
 from safedig.tiny.judge_network import load_reader
 
@@ -19,9 +20,7 @@ class TinyJudge:
 
     @cached_property
     def version(self) -> str:
-        from safedig import __version__
-
-        return __version__
+        return circumstances()["packages"]["safedig"]
 
     @cached_property
     def weights_sha(self) -> str:
