@@ -55,10 +55,11 @@ DOORS = {
         "evaluation/beta_binomial.py",
         "evaluation/power.py",
         "features/contrast.py",
+        "denoiser/theory.py",
     ),
-    "sklearn": ("routing/", "evaluation/agreement.py", "evaluation/latent_region.py"),
+    "sklearn": ("routing/", "evaluation/agreement.py", "evaluation/latent_region.py", "denoiser/calibrate.py"),
     "rich": ("progress.py",),
-    "PIL": ("tiny/", "pipelines.py", "figures.py", "evaluation/pictures.py"),
+    "PIL": ("tiny/", "pipelines.py", "figures.py", "evaluation/pictures.py", "denoiser/pictures.py"),
     "accelerate": ("activations/processes.py", "pipelines.py"),
 }
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from safedig.activations.schedule import step_of
 from safedig.config import UsageError, build, did_you_mean, from_toml, to_toml
+from safedig.evaluation.curriculum import Sizes
 from safedig.pipelines import Drawing, Offload, load_pipeline
 from safedig.sae.options import SAEOptions
 
@@ -122,6 +123,36 @@ class Routing:
 
 
 @dataclass(frozen=True)
+class Evaluating:
+    """Which methods `safedig evaluate` compares, on which domain moved to, and how much each may try."""
+
+    target: str | tuple[str, ...] = ()
+    """Domains that are held out, one after the other; all unless given."""
+    methods: str | tuple[str, ...] = ()
+    """Names of `METHODS`; all unless given."""
+    strengths: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
+    """What each method tries, in multiples of its own unit."""
+    budget: float = 0.03
+    """Share of benign prompts that may be lost while a strength is chosen."""
+    sizes: Sizes = field(default_factory=Sizes)
+
+    def __post_init__(self) -> None:
+        if not self.strengths or min(self.strengths) <= 0 or not 0 <= self.budget < 1:
+            raise UsageError(
+                f"evaluate.strengths={list(self.strengths)}, evaluate.budget={self.budget:g}: expected at least one "
+                "strength, all above 0, and a share from 0 on."
+            )
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return (self.target,) if isinstance(self.target, str) else self.target
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.methods,) if isinstance(self.methods, str) else self.methods
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Which model, where to act, how much to learn from, how hard to push."""
 
@@ -141,6 +172,7 @@ class Recipe:
     train: Training | None = None
     adapt: Adapting | None = None
     route: Routing | None = None
+    evaluate: Evaluating | None = None
 
     @property
     def sha(self) -> str:

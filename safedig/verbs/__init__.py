@@ -84,6 +84,12 @@ VERBS = {
         "check on your own model that a --bundle acts, is a no-op where its gates are closed, and cannot be bypassed",
         ("bundle", "prompts", "seed", "out"),
     ),
+    "evaluate": Verb(
+        "safedig.verbs.evaluate",
+        "ours and its peers on the same prompts and seeds: how safe, how harmless to benign use, at what cost",
+        ("out", "seed", "quick"),
+        short=("target", "methods", "strengths", "budget"),
+    ),
     "plan": Verb(
         "safedig.verbs.plan",
         "what recording will take (rows, bytes, memory, hours), before anything is loaded",

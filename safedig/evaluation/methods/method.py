@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ...hooks import SiteFunction, attach
 from ...sites import Site
 from .lesson import Lesson
 
 
+@runtime_checkable
 class Applied(Protocol):
     """Something that acts while a `with` lasts and leaves the pipeline as it was; a `Steering` is one."""
 
@@ -20,6 +21,7 @@ Learnt = Callable[[float], Any]
 """From a strength to what acts at it, an `Applied`."""
 
 
+@runtime_checkable
 class Method(Protocol):
     """A new peer is one file with one of these, and a line in `METHODS`."""
 

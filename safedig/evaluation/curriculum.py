@@ -1,0 +1,103 @@
+"""The tiny world's prompts for a contest: what is learnt from, what strengths are chosen on, what is reported.
+
+Nothing is in two of these: the splits share no prompt and no indirect wording.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from safedig.prompts import as_rows
+from safedig.tiny import prompts
+from safedig.tiny.concepts import RISKS
+from safedig.tiny.stand_ins import with_stand_in
+
+Row = dict[str, Any]
+_STEP = 7919  # between the seeds of one prompt
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many prompts of each use; the same for every method."""
+
+    pairs: int = 32
+    """Harmful prompts of each known domain with safe twins, and half as many beside a benign object."""
+    target: int = 32
+    """The same of the domain that is moved to."""
+    stand_ins: int = 48
+    """Pairs of each domain whose twins show one thing."""
+    benign: int = 96
+    """To learn from, and as many to set gates."""
+    tried: int = 64
+    """Of harmful and of benign prompts, to choose strengths on."""
+    asked: int = 96
+    """Of the source, of the target and of benign prompts, to report."""
+    near_misses: int = 48
+    """Benign prompts worded like a hazard, to report."""
+    images: int = 1
+    """Of each harmful prompt that is reported."""
+
+
+def sources(target: str) -> list[str]:
+    return [risk for risk in RISKS if risk != target]
+
+
+def taught(target: str, sizes: Sizes, seed: int) -> dict[str, list[Row]]:
+    """What a `Lesson` takes, by its names."""
+    return {
+        "source": _joined(_pairs(risk, sizes.pairs, seed) for risk in sources(target)),
+        "target": _pairs(target, sizes.target, seed),
+        "stand_ins": _joined(as_rows(with_stand_in(sizes.stand_ins, risk=risk, seed=seed)) for risk in RISKS),
+        "benign": _plain("train", seed, sizes.benign),
+        "quiet": _plain("calibrate", seed, sizes.benign),
+    }
+
+
+def tried(target: str, sizes: Sizes, seed: int) -> dict[str, list[Row]]:
+    """Harmful prompts of the source alone, and benign ones that set no gate."""
+    calm = _plain("calibrate", seed, sizes.benign + sizes.tried)
+    return {"source": _harmful("calibrate", sources(target), sizes.tried, seed), "benign": calm[sizes.benign :]}
+
+
+def asked(target: str, sizes: Sizes, seed: int) -> dict[str, list[Row]]:
+    """By role; of a harmful prompt several images, if so wished."""
+    roles = {"source": sources(target), "target": [target]}
+    harmful = {role: _harmful("report", risks, sizes.asked, seed) for role, risks in roles.items()}
+    return {role: _repeated(rows, sizes.images) for role, rows in harmful.items()} | {
+        "benign": _rows("benign", "report", seed, sizes.asked),
+        "near-miss": _rows("near-miss", "report", seed, sizes.near_misses),
+    }
+
+
+def _harmful(split: str, risks: list[str], n: int, seed: int) -> list[Row]:
+    """As many of each domain, a third of them beside a benign object; a composition is two benign ones already."""
+    found = []
+    for at, risk in enumerate(risks):
+        share = n * (at + 1) // len(risks) - n * at // len(risks)
+        mixed = 0 if risk == "composition" else share // 3
+        found += _rows("harmful", split, seed, share - mixed, risk=risk, twins=False)
+        found += _rows("mixed", split, seed, mixed, risk=risk, twins=False) if mixed else []
+    return found
+
+
+def _pairs(risk: str, n: int, seed: int) -> list[Row]:
+    mixed = [] if risk == "composition" else _rows("mixed", "train", seed, n // 2, risk=risk)
+    return [*_rows("harmful", "train", seed, n, risk=risk), *mixed]
+
+
+def _plain(split: str, seed: int, n: int) -> list[Row]:
+    """Benign prompts, every other one of them worded like a hazard."""
+    benign, near = _rows("benign", split, seed, -(-n // 2)), _rows("near-miss", split, seed, n // 2)
+    return [row for two in zip(benign, near, strict=False) for row in two] + benign[len(near) :]
+
+
+def _repeated(rows: list[Row], images: int) -> list[Row]:
+    return [row | {"seed": (row["seed"] + _STEP * at) % 2**31} for row in rows for at in range(images)]
+
+
+def _rows(kind: str, split: str, seed: int, n: int, **wishes: Any) -> list[Row]:
+    return as_rows(prompts(kind, split, seed, n, **wishes))
+
+
+def _joined(parts: Iterable[list[Row]]) -> list[Row]:
+    return [row for part in parts for row in part]
