@@ -85,13 +85,13 @@ def test_holm_is_over_the_family_that_is_named():
 @pytest.mark.parametrize("compare", [paired, unpaired])
 def test_the_interval_covers_the_true_difference(compare):
     rng, covered = np.random.default_rng(5), 0
-    for _ in range(250):
+    for _ in range(150):
         before, after = drawn(rng, 0.45, 0.25, prompts=60, images=5)
         found = compare(table(before), table(after), draws=500)
         covered += found["lo"] <= -20.0 <= found["hi"]
-    assert covered / 250 >= 0.92
+    assert covered / 150 >= 0.91
     if compare is paired:  # independent resampling ignores that both find the same prompts hard: too wide
-        assert covered / 250 <= 0.98
+        assert covered / 150 <= 0.98
 
 
 def test_pairing_makes_the_interval_narrower():
