@@ -131,6 +131,13 @@ def test_blank_and_noisy_images_are_unrecognised(image):
     assert IsPicture()(RECORD, {"picture": seen}) == "unrecognised"
 
 
+def test_images_of_many_sizes_may_be_looked_at_together():
+    """Looked at often, as types of lists are checked at a random place."""
+    many = [torch.rand(3, height, width) for height in (8, 9, 40) for width in (8, 30, 50)]
+    for _ in range(50):
+        assert len(PictureCheck()(many)) == 9
+
+
 def test_control_pictures_of_the_tiny_world_and_smooth_ones_pass():
     renders = [torch.from_numpy(one.copy()).permute(2, 0, 1) / 255 for one in _renders(60)]
     for seen in score(PictureCheck(), [picture(image) for image in [*renders, *images(20)]]):

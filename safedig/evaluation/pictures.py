@@ -13,7 +13,7 @@ from torch import Tensor
 
 from safedig.evaluation.records import image_sha
 
-Image = Float[Tensor, "3 height width"]  # RGB, 0 … 1
+Image = Float[Tensor, "3 _ _"]  # RGB, 0 … 1; those of one list may differ in size
 
 
 @dataclass(frozen=True)
