@@ -15,7 +15,8 @@ DETECTOR = "picture"
 class PictureCheck:
     """Raw: `spread`, the standard deviation of all pixels, and `smoothness`, the correlation of neighbouring ones.
 
-    `spread` is 0 for one flat colour; `smoothness` is 0 for noise, above .7 in renders of the tiny world, and 1 where nothing varies.
+    `spread` is 0 for one flat colour; `smoothness` is 0 for noise, above .7 in the tiny world's renders, and 1 where
+    nothing varies.
     """
 
     detector = DETECTOR
