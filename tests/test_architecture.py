@@ -55,6 +55,7 @@ DOORS = {
         "evaluation/beta_binomial.py",
         "evaluation/power.py",
         "features/contrast.py",
+        "steering/conformal.py",
         "denoiser/theory.py",
     ),
     "sklearn": ("routing/", "evaluation/agreement.py", "evaluation/latent_region.py", "denoiser/calibrate.py"),
