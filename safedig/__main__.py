@@ -18,10 +18,10 @@ from .verbs import VERBS, Options
 DEFAULT_RECIPE = "tiny-flux"
 USAGE = (
     'safedig VERB ["PROMPT"] [RECIPE] [key=value …] [--out DIR] [--prompts FILE] [--store PLACE] [--bundle DIR] '
-    "[--sae DIR] [--feature N] [--seed N] [--json] [--quick]"
+    "[--negation DIR] [--sae DIR] [--feature N] [--seed N] [--json] [--quick]"
 )
 _VALUES, _SWITCHES = (
-    ("out", "prompts", "store", "seed", "bundle", "sae", "feature"),
+    ("out", "prompts", "store", "seed", "bundle", "negation", "sae", "feature"),
     ("quick", "quality", "sites", "compare"),
 )
 FLAGS = tuple(f"--{name}" for name in (*_VALUES, *_SWITCHES, "json", "help", "version"))
@@ -105,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompts", type=Path)
     parser.add_argument("--store")
     parser.add_argument("--bundle")
+    parser.add_argument("--negation", type=Path)
     parser.add_argument("--sae", type=Path)
     parser.add_argument("--feature", type=int)
     parser.add_argument("--seed", type=int)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from safedig import __main__
 from safedig.pipelines import load_pipeline
@@ -110,3 +111,45 @@ def test_a_mistake_is_one_line(bundles, tmp_path, monkeypatch, capsys, argv, mes
     assert __main__.main(argv) == 2
     out, err = capsys.readouterr()
     assert out == "" and message in err.splitlines()[-1]
+
+
+# ---- away from images
+
+
+@pytest.fixture(scope="module")
+def cups(tmp_path_factory):
+    """What the shipped model itself draws of a cup, as images to stay away from."""
+    folder, pipe = tmp_path_factory.mktemp("cups"), load_pipeline("tiny-flux")
+    options = {"height": 64, "width": 64, "max_sequence_length": 16, "num_inference_steps": 2}
+    for seed in range(3):
+        image = pipe("a cup", generator=torch.Generator().manual_seed(seed), **options).images[0]
+        image.save(folder / f"{seed}.png")
+    return folder
+
+
+def test_away_from_a_folder_of_images_what_was_done_is_told(cups, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    argv = ["generate", "a cup", "--negation", str(cups), "--compare", "--out", str(tmp_path)]
+    result = answer(capsys, *argv)
+    (image,) = result["images"]
+    assert (result["negation"], result["negatives"], result["bundle"]) == (str(cups), 3, None)
+    told = image["denoiser"]
+    assert image["sites"] == {} and bool(told["sigmas"]) == (told["beta"] > 0) == (not image["identical"])
+    assert (tmp_path / "cache" / "safedig" / "negation").is_dir()
+    assert __main__.main([*argv, *FAST]) == 0
+    assert f"kept from 3 images in {cups}" in capsys.readouterr().out
+
+
+def test_both_act_at_once(bundles, cups, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    place = ["--bundle", str(bundles / "always"), "--negation", str(cups), "--out", str(tmp_path)]
+    result = answer(capsys, "generate", "a gun", *place)
+    (image,) = result["images"]
+    assert image["sites"][str(POOLED)]["touched"] == 2 and "denoiser" in image
+    assert __main__.main(["generate", "a gun", *place, *FAST]) == 0
+    assert f"steered by {bundles / 'always'} and kept from 3 images" in capsys.readouterr().out
+
+
+def test_a_folder_without_images_is_one_line(tmp_path, capsys):
+    assert __main__.main(["generate", "a cup", "--negation", str(tmp_path)]) == 2
+    assert "There is no image in" in capsys.readouterr().err.splitlines()[-1]

@@ -18,6 +18,8 @@ class Options:
     sites: bool = False
     bundle: str | None = None
     """A folder of a saved steering, or its Hub id."""
+    negation: Path | None = None
+    """A folder of images to stay away from."""
     sae: Path | None = None
     """A folder of one autoencoder, as `safedig train` writes it."""
     feature: int | None = None
@@ -75,8 +77,9 @@ VERBS = {
     ),
     "generate": Verb(
         "safedig.verbs.generate",
-        'draw "PROMPT", or --prompts FILE, steered by the --bundle; --compare: unsteered beside it',
-        ("bundle", "compare", "prompts", "seed", "out"),
+        'draw "PROMPT", or --prompts FILE, steered by the --bundle, away from the images in --negation, or both; '
+        "--compare: unsteered beside it",
+        ("bundle", "negation", "compare", "prompts", "seed", "out"),
         takes_prompt=True,
     ),
     "attest": Verb(

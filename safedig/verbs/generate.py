@@ -1,9 +1,10 @@
-"""safedig generate: draw prompts with a bundle on, unsteered beside it on request, and say what was done to each."""
+"""safedig generate: draw prompts steered or kept from images, unsteered beside it, and say what was done to each."""
 
 import io
 import json
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safedig.config import UsageError
+from safedig.denoiser import NegationSet, SafeDenoiser
 from safedig.pipelines import Drawing, draw, fingerprint
 from safedig.progress import say, track
 from safedig.prompts import as_rows, load_prompts
@@ -28,18 +30,24 @@ BATCH = 16  # images
 
 def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     """Draw steered, and unsteered from the same seeds if asked; every PNG is written as soon as it is drawn."""
-    if options.bundle is None:
-        raise UsageError("There is no steering: give --bundle, the folder of Steering.save or a Hub id.")
-    rows, steering = asked(recipe, options), Steering.load(options.bundle)
+    if options.bundle is None and options.negation is None:
+        raise UsageError(
+            "There is no steering: give --bundle, the folder of Steering.save or a Hub id, or --negation, a folder of "
+            "images to stay away from."
+        )
+    rows, steering = asked(recipe, options), None if options.bundle is None else Steering.load(options.bundle)
     out = options.out or Path("runs") / f"generate-{Path(recipe.model).name}"
     pipe = recipe.pipeline()
     drawing = recipe.drawing_of(pipe)
+    acting = _Acting(steering, _denoiser(pipe, drawing, options.negation))
     images, after = [], []
-    for number, (row, (image, touches)) in enumerate(zip(rows, _drawn(pipe, drawing, rows, steering), strict=True)):
+    for number, (row, (image, done)) in enumerate(zip(rows, _drawn(pipe, drawing, rows, acting), strict=True)):
         path = _save(pipe, image, out / f"{number:03}-steered.png")
-        images.append({"id": row["id"], "seed": row["seed"], "steered": path, "sites": _told(touches)})
+        images.append({"id": row["id"], "seed": row["seed"], "steered": path} | done)
         after += [image] if options.compare else []
     result = {"model": recipe.model, "fingerprint": fingerprint(pipe), "bundle": options.bundle, "images": images}
+    if acting.denoiser is not None:
+        result |= {"negation": str(options.negation), "negatives": len(acting.denoiser.negation)}
     if options.compare:
         before = [image for image, _ in _drawn(pipe, drawing, rows, None)]
         for number, (told, one, other) in enumerate(zip(images, before, after, strict=True)):
@@ -52,13 +60,17 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """The same for people: a line for each image."""
-    lines = [f"{result['model']}, steered by {result['bundle']}", ""]
+    ways = [f"steered by {result['bundle']}"] if result["bundle"] is not None else []
+    ways += [f"kept from {result['negatives']} images in {result['negation']}"] if "negation" in result else []
+    lines = [f"{result['model']}, {' and '.join(ways)}", ""]
     for one in result["images"]:
         acts = [
             f"{site}: {told['touched']} of {told['passed']} tokens, by up to {told['moved']:.1%}"
             for site, told in one["sites"].items()
             if told["touched"]
         ]
+        if (told := one.get("denoiser")) and told["sigmas"]:
+            acts.append(f"x̂0 moved in {len(told['sigmas'])} steps, by up to {told['moved']:.1%}")
         same = "; bit-identical" if one.get("identical") else ""
         lines.append(f"{one['steered']}  {'; '.join(acts) or 'no gate has opened'}{same}")
     return "\n".join([*lines, *([f"unsteered beside steered: {result['page']}"] if "page" in result else [])])
@@ -77,16 +89,43 @@ def asked(recipe: Recipe, options: Options) -> list[Row]:
     return rows if options.seed is None else [row | {"seed": first + at} for at, row in enumerate(rows)]
 
 
+@dataclass(frozen=True)
+class _Acting:
+    """What is on the pipeline while it draws."""
+
+    steering: Steering | None
+    denoiser: SafeDenoiser | None
+
+    def told(self, at: int) -> Row:
+        """What was done to one image of the last batch."""
+        audit = self.steering.audit if self.steering is not None else []
+        found: Row = {"sites": _told(audit[at] if at < len(audit) else [])}
+        if self.denoiser is not None:
+            moves = [one for one in (self.denoiser.audit[at : at + 1] or [[]])[0] if one.beta > 0]
+            largest = {"beta": max((one.beta for one in moves), default=0.0)}
+            largest["moved"] = max((one.moved for one in moves), default=0.0)
+            found["denoiser"] = {"sigmas": [one.sigma for one in moves]} | largest
+        return found
+
+
+def _denoiser(pipe: Any, drawing: Drawing, folder: Path | None) -> SafeDenoiser | None:
+    """Against a folder of images, at the size that is drawn."""
+    if folder is None:
+        return None
+    return SafeDenoiser(NegationSet.of(folder, pipe, height=drawing.height, width=drawing.width))
+
+
 def _drawn(
-    pipe: Any, drawing: Drawing, rows: list[Row], steering: Steering | None
-) -> Iterator[tuple[Float[Tensor, "3 height width"], list[Touch]]]:
-    with nullcontext() if steering is None else steering.apply(pipe):
+    pipe: Any, drawing: Drawing, rows: list[Row], acting: _Acting | None
+) -> Iterator[tuple[Float[Tensor, "3 height width"], Row]]:
+    with ExitStack() as stack:
+        for one in () if acting is None else (acting.steering, acting.denoiser):
+            if one is not None:
+                stack.enter_context(one.apply(pipe))
         batches = draw(pipe, rows, drawing=drawing, batch_size=BATCH)
-        what = "unsteered" if steering is None else "steered"
-        for _, images in track(batches, what, total=-(-len(rows) // BATCH)):
-            audit = [] if steering is None else steering.audit
+        for _, images in track(batches, "unsteered" if acting is None else "steered", total=-(-len(rows) // BATCH)):
             for at, image in enumerate(images):
-                yield image, (audit[at] if at < len(audit) else [])
+                yield image, {} if acting is None else acting.told(at)
 
 
 def _told(touches: list[Touch]) -> dict[str, Any]:
