@@ -1,13 +1,14 @@
 """A harmful prompt's activations beside those of its safe twin, from the same seed, as both pass by in the stream."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..config import UsageError
 from ..sites import Site
+from .alignment import alignment
 from .processes import Share
 from .record import Activations, Batch, Image
 
@@ -16,11 +17,24 @@ from .record import Activations, Batch, Image
 class Pair:
     """One image and its twin at one site in one step, token by token."""
 
+    ends: tuple[Image, Image]
+    """The harmful one, and its twin."""
     site: Site
     step: int
     token: Int[Tensor, " token"]
     harmful: Float[Tensor, "token d_in"]
     safe: Float[Tensor, "token d_in"]
+
+    def aligned(self) -> "Pair":
+        """The twin's tokens of text in the order of the prompt's, word for word; those of an image stay in place."""
+        if self.site.stream != "txt" or len(self.harmful) == 1:
+            return self
+        return replace(self, safe=self.safe[alignment(self.harmful, self.safe).to(self.safe.device)])
+
+    def change(self) -> Float[Tensor, " token"]:
+        """How much each token differs from its twin's, as a share of the token that differs most."""
+        norm = (self.harmful.float() - self.safe.float()).norm(dim=1)
+        return norm / norm.max().clamp(min=1e-12)
 
 
 class Pairing:
@@ -45,7 +59,7 @@ class Pairing:
             for ends in self._links[image]:
                 keys = [(*here, end) for end in ends]
                 if all(key in self._waiting for key in keys):
-                    yield _pair(*here, *(self._waiting[key] for key in keys))
+                    yield _pair(ends, *here, *(self._waiting[key] for key in keys))
                     self._release(keys)
 
     def _release(self, keys: list[tuple[Site, int, Image]]) -> None:
@@ -90,7 +104,7 @@ def benign(activations: Activations) -> set[Image]:
     return {(row["id"], row["seed"]) for row in rows}
 
 
-def _pair(site: Site, step: int, harmful: _Half, safe: _Half) -> Pair:
+def _pair(ends: tuple[Image, Image], site: Site, step: int, harmful: _Half, safe: _Half) -> Pair:
     if harmful.token.tolist() != safe.token.tolist():
         raise UsageError(f"At '{site}' a prompt and its safe twin have other tokens: pad prompts to one length.")
-    return Pair(site, step, harmful.token, harmful.x, safe.x)
+    return Pair(ends, site, step, harmful.token, harmful.x, safe.x)

@@ -1,6 +1,6 @@
 """The decoder that Repel reads: rows w_j for the harmful features M such that Σ_M z_j·w_j predicts what harm adds.
 
-Δ = h(harmful) − h(safe twin), token by token, and 0 on benign tokens. Least squares of |M| unknowns, in closed form.
+Δ = h(harmful) − h(safe twin), token by token in text that is aligned, and 0 on benign tokens. Least squares of |M| unknowns, in closed form.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..activations.pairs import Pairing, benign
+from ..activations.pairs import Pair, Pairing, benign
 from ..activations.record import Activations, Prompts
 from ..config import UsageError
 from ..features import Features
@@ -54,7 +54,7 @@ def _gather(
         for image, rows in batch.images():
             if image in harmless:
                 sums[batch.site].add(batch.x[rows], None)
-        for pair in pairing.add(batch):
+        for pair in map(Pair.aligned, pairing.add(batch)):
             sums[batch.site].add(pair.harmful, pair.harmful.double() - pair.safe.double())
     return sums
 

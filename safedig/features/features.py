@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..sites import Site
 from ..storage import Format, part
+from .dose import Dose
 from .prototypes import Prototypes
 
 _FORMAT = Format("features", 1, "folder of features, as save_features writes it", "Find and save the features again.")
@@ -25,7 +26,7 @@ class Features:
 
     index: Int[Tensor, " features"]
     threshold: float
-    """Their codes add up to more in hardly any token of a benign image; the gate opens there."""
+    """Their dose is higher in hardly any token of a benign image; the gate opens there."""
     ratio: Float[Tensor, " features"]
     """μ_harmful / (μ_harmful + μ_safe) of the prompt statistic: code, max over tokens, mean over steps."""
     support: Float[Tensor, " features"]
@@ -34,6 +35,8 @@ class Features:
     """What the SAE reads in safety's place of the harm."""
     facts: dict[str, Any] = field(default_factory=dict)
     """JSON: what they were found in, by which options, and what the contrast cost."""
+    dose: Dose | None = None
+    """What their codes say together; the plain sum unless they were weighed."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -45,6 +48,7 @@ def save_features(found: Mapping[Site, Features], folder: str | PathLike[str]) -
     for site, one in found.items():
         own = {name: getattr(one, name) for name in _VECTORS}
         own |= {} if one.prototypes is None else one.prototypes.tensors()
+        own |= {} if one.dose is None else {f"dose/{name}": tensor for name, tensor in vars(one.dose).items()}
         tensors |= {f"{site}/{name}": tensor for name, tensor in own.items()}
         sites[str(site)] = {"threshold": one.threshold, "facts": one.facts}
     _FORMAT.write(folder, {"sites": sites}, tensors)
@@ -61,6 +65,11 @@ def load_features(folder: str | PathLike[str]) -> dict[Site, Features]:
 
 def _read(entry: Mapping[str, Any], own: dict[str, Tensor]) -> Features:
     vectors = {name: own[name] for name in _VECTORS}
+    dose = part(own, "dose")
     return Features(
-        threshold=entry["threshold"], facts=entry["facts"], prototypes=Prototypes.of_tensors(own), **vectors
+        threshold=entry["threshold"],
+        facts=entry["facts"],
+        prototypes=Prototypes.of_tensors(own),
+        dose=Dose(**dose) if dose else None,
+        **vectors,
     )

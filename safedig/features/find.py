@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
-from ..activations.pairs import Pairing, benign, twins
+from ..activations.pairs import Pair, Pairing, benign, twins
 from ..activations.record import Activations, Batch, Image, Prompts
 from ..activations.shuffle import Reservoir
 from ..config import UsageError
@@ -140,8 +140,8 @@ def _gather(
                 codes[batch.site].add(image[0], batch.x[rows])
                 if prototypes and not sides.twin and image[0] in safe:
                     banks[batch.site].add(batch.x[rows])
-        for pair in pairing.add(batch) if prototypes else ():
-            changed = (pair.harmful.float() - pair.safe.float()).norm(dim=1).argmax()
+        for pair in map(Pair.aligned, pairing.add(batch)) if prototypes else ():
+            changed = pair.change().argmax()
             banks[batch.site].add(pair.safe[changed][None])
     return codes, banks
 

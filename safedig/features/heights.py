@@ -1,13 +1,18 @@
-"""From which height on the gate opens: the sum of a token's harmful codes that benign images stay below."""
+"""From which height on the gate opens: the dose of a token's harmful codes that benign images stay below."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..activations.record import Image
 from ..sae.model import SparseAutoencoder, ThresholdEncoder, TopKEncoder
+from .dose import Dose
+
+Codes = Callable[[Float[Tensor, "token d_in"]], Float[Tensor, "token features"]]
 
 
 def columns(sae: SparseAutoencoder, index: Int[Tensor, " features"]) -> ThresholdEncoder:
@@ -16,17 +21,29 @@ def columns(sae: SparseAutoencoder, index: Int[Tensor, " features"]) -> Threshol
     return encoder if centre is None else replace(encoder, b_enc=encoder.b_enc - centre @ encoder.W_enc)
 
 
-class Heights:
-    """How high the harmful codes of any one token add up in each image: the highest token of the highest step."""
+def codes(sae: SparseAutoencoder, index: Int[Tensor, " features"]) -> Codes:
+    """What reads the codes of these features; all others are encoded too only where they compete for their places."""
+    if isinstance(sae.encoder, TopKEncoder):
+        return lambda x: sae.encode(x)[:, index]
+    return columns(sae, index)
 
-    def __init__(self, sae: SparseAutoencoder, index: Int[Tensor, " features"]):
-        self.sae, self.index = sae, index
-        self._columns = None if isinstance(sae.encoder, TopKEncoder) else columns(sae, index)
+
+class Heights:
+    """How high the harmful dose of any one token comes in each image: the highest token of the highest step."""
+
+    def __init__(self, sae: SparseAutoencoder, index: Int[Tensor, " features"], dose: Dose | None = None):
+        self.codes, self.dose = codes(sae, index), dose or Dose.of(torch.ones(len(index)))
         self.of: dict[Image, float] = {}
+        self.own: dict[Image, float] = {}
+        """By what single tokens say alone."""
+        self.together: dict[Image, float] = {}
+        """By what pairs of features say alone."""
 
     def add(self, image: Image, x: Float[Tensor, "token d_in"]) -> None:
-        z = self.sae.encode(x)[:, self.index] if self._columns is None else self._columns(x)
-        self.of[image] = max(self.of.get(image, 0.0), z.sum(-1).amax().item())
+        """All tokens of the image in one step."""
+        z = self.codes(x)[None]
+        for of, read in ((self.of, self.dose), (self.own, self.dose.own), (self.together, self.dose.together)):
+            of[image] = max(of.get(image, -math.inf), read(z).amax().item())
 
     def quantile(self, share: float) -> float:
         """The lowest height that this share of the images does not exceed."""

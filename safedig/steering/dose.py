@@ -16,7 +16,7 @@ from ..progress import track
 from ..sae.model import SparseAutoencoder
 from ..sites import Site, resolve
 
-STRENGTHS = (0.0, 0.5, 1.0, 2.0, 4.0)
+STRENGTHS = (0.0, 1.0, 2.0, 4.0, 8.0)
 
 
 @dataclass(frozen=True, eq=False)

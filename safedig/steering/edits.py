@@ -95,13 +95,15 @@ class Blend:
 class Replace:
     """a' = a + s · (v − a): a detected token takes an in-distribution value v, and the SAE is a detector only.
 
-    By prototypes: the mean of what the `nearest` safe ones are reconstructed to. By the map (arXiv 2606.31699): the
-    mean of the `nearest` undetected tokens of the same image, nearest to the token without what the directions
-    attribute to harm; where all its tokens are detected, that itself.
+    By counterparts: v − a is minus the mean of what harm has added to the `nearest` known tokens, which is nothing
+    where these are harmless: with scope="image" only the harm goes. By prototypes: v is the mean of what the `nearest`
+    safe ones are reconstructed to. By the map (arXiv 2606.31699): the mean of the `nearest` undetected tokens of the
+    same image, nearest to the token without what the directions attribute to harm; where all its tokens are detected,
+    that itself.
     """
 
     strength: float = 1.0
-    by: Literal["prototypes", "map"] = "prototypes"
+    by: Literal["counterparts", "prototypes", "map"] = "prototypes"
     nearest: int = 8
 
     def __post_init__(self) -> None:
@@ -109,7 +111,7 @@ class Replace:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return ("values",) if self.by == "prototypes" else ()
+        return {"counterparts": ("counterparts",), "prototypes": ("values",), "map": ()}[self.by]
 
     def __call__(
         self,
@@ -119,6 +121,11 @@ class Replace:
         material: Material,
     ) -> Float[Tensor, "batch token d_in"]:
         delta = torch.zeros_like(a)
+        if self.by == "counterparts":
+            assert material.counterparts is not None
+            alone = (open_ if material.dose is None else material.dose.alone(z)[:, None] & open_)[open_]
+            delta[open_] = -self.strength * material.counterparts.harm(a[open_], alone, self.nearest)
+            return delta
         if self.by == "prototypes":
             bank = material.bank
             assert bank is not None and bank.values is not None

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..config import UsageError
-from ..features import Features
+from ..features import Counterparts, Dose, Features
 from ..features.heights import columns
 from ..sae.checkpoint import encoder_sha256
 from ..sae.model import SparseAutoencoder, ThresholdEncoder
@@ -35,7 +35,11 @@ class Material:
     bias: Float[Tensor, " d_in"] | None = None
     """Its b_dec."""
     bank: Bank | None = None
+    counterparts: Counterparts | None = None
+    """Known tokens, and what harm has added to each."""
     whole: Whole | None = None
+    dose: Dose | None = None
+    """What the gate reads; the sum of the codes unless given."""
 
     @classmethod
     def of(
@@ -45,11 +49,17 @@ class Material:
         features: Features,
         needs: Iterable[str],
         reconstruction: SparseAutoencoder | None = None,
+        counterparts: Counterparts | None = None,
     ) -> "Material":
         """`needs` are names of these fields, or "values" for prototypes with the activations they stand for."""
         directions, wanted = sae.decoder.W_dec[features.index], set(needs)
-        if not wanted:
-            return cls(directions)
+        known = counterparts if "counterparts" in wanted else None
+        if "counterparts" in wanted and known is None:
+            raise UsageError(
+                f"Replace looks up counterparts at '{site}' and there are none: give those of fit_counterparts."
+            )
+        if wanted <= {"counterparts"}:
+            return cls(directions, counterparts=known, dose=features.dose)
         other = _reconstructing(site, sae, reconstruction)
         bank = None
         if wanted & {"bank", "values"}:
@@ -65,7 +75,9 @@ class Material:
             other.decoder.W_dec[features.index] if "reconstruction" in wanted else None,
             other.decoder.b_dec if "bias" in wanted else None,
             bank,
+            known,
             Whole(columns(other, everything), other.decoder.W_dec) if "whole" in wanted else None,
+            features.dose,
         )
 
 

@@ -40,7 +40,8 @@ class Rule:
         """What goes on, the tokens that the gate has opened for, and what was added to these, in float32."""
         a = x.float()
         z = self.encoder(a)
-        open_ = self.gate(z, context)
+        dose = self.material.dose
+        open_ = self.gate(z if dose is None else dose(z)[..., None], context)
         delta = self.delta(a, z, open_)
         if self.guard is not None:
             delta = self.guard(a, delta, context.sigma)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ..config import UsageError, build
-from ..features import Features
+from ..features import Counterparts, Features
 from ..features.heights import columns
 from ..pipelines import fingerprint
 from ..progress import say
@@ -39,6 +39,7 @@ class Steering:
         edits: Sequence[Edit] = (Repel(),),
         *,
         reconstruction: Mapping[Site, SparseAutoencoder] | None = None,
+        counterparts: Mapping[Site, Counterparts] | None = None,
         guards: Mapping[Site, Guard] | None = None,
         scope: Literal["token", "image"] = "token",
         rows: Literal["cond", "all"] = "cond",
@@ -46,8 +47,9 @@ class Steering:
     ):
         """Repel reads the decoders of `saes` (of `fit_contrast`), Blend and Replace those of `reconstruction`.
 
-        Without `reconstruction` both read `saes`. The edits' deltas are summed (see edits.py). `guards` of `fit_guards`
-        bound them. `sigmas` is the window of all sites, or of each one; for scope and rows see `Gate`.
+        Without `reconstruction` both read `saes`. Replace(by="counterparts") looks up those of `fit_counterparts`. The
+        edits' deltas are summed (see edits.py); `guards` of `fit_guards` bound them. `sigmas` is the window of all
+        sites, or of each one; for scope and rows see `Gate`.
         """
         check_together(tuple(edits), tokens=not any(_one_token(site) for site in features), scope=scope)
         _check_saes(saes, features, edits, reconstruction)
@@ -67,7 +69,7 @@ class Steering:
             self.rules[site] = Rule(
                 found.index,
                 columns(sae, found.index),
-                Material.of(site, sae, found, needs, other),
+                Material.of(site, sae, found, needs, other, None if counterparts is None else counterparts.get(site)),
                 Gate(found.threshold, scope, rows, window),
                 tuple(edits),
                 None if guards is None else guards.get(site),

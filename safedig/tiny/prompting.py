@@ -29,13 +29,15 @@ def prompts(
     wording: str | None = None,
     mood: bool = True,
     twins: bool = True,
+    stand_in: str | None = None,
 ) -> "Dataset":
     """`n` prompts of a kind, reproducible by seed; a prompt text belongs to one split for ever, whatever the seed.
 
     `risk` restricts harmful and mixed prompts to domains, `wording` (`noun` or `indirect`) to how the hazard is named.
     `mood=False` names a background in every prompt, so that the stormy mood of harmful training scenes has no say.
     `twins` puts behind every harmful and mixed prompt its safe twin: same seed, same words, the hazard replaced by a
-    benign object. Columns as in `safedig.prompts.COLUMNS`. Raises `UsageError` where fewer than `n` such prompts exist.
+    benign object: `stand_in` by its plain noun, if one is given, and only prompts that do not show it already are drawn
+    then. Columns as in `safedig.prompts.COLUMNS`. Raises `UsageError` where fewer than `n` such prompts exist.
     """
     _check("kind", kind, KINDS)
     _check("split", split, SPLITS)
@@ -44,11 +46,13 @@ def prompts(
         _check("risk", name, RISKS)
     if wording is not None:
         _check("wording", wording, WORDINGS)
+    if stand_in is not None:
+        _check("stand_in", stand_in, BENIGN)
     rng = np.random.default_rng((seed, KINDS.index(kind), SPLITS.index(split)))
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
     for _ in range(n):
-        ask, twin = _draw_new(kind, split, rng, seen, lambda a: _wanted(a, risks, wording), mood, twins)
+        ask, twin = _draw_new(kind, split, rng, seen, lambda a: _wanted(a, risks, wording), mood, twins, stand_in)
         number = int(rng.integers(2**31))
         identity = f"{kind}-{split}-{hashlib.sha256(f'{number}:{ask.text}'.encode()).hexdigest()[:12]}"
         twin_id = f"{identity}-safe" if twin else ""
@@ -71,6 +75,7 @@ def _draw_new(
     wanted: Callable[[Ask], bool],
     mood: bool,
     twins: bool,
+    stand_in: str | None,
 ) -> tuple[Ask, Ask | None]:
     for _ in range(TRIES):
         ask = ask_for(kind, rng, Wordings(split=split))
@@ -83,7 +88,7 @@ def _draw_new(
         if not (twins and hazard_of(ask)):
             seen.add(ask.text)
             return ask, None
-        candidates = (safe_twin(ask, rng, split) for _ in range(50))
+        candidates = (safe_twin(ask, rng, split, stand_in) for _ in range(50)) if _lacks(ask, stand_in) else ()
         if twin := next((t for t in candidates if _split_of(t.text) == split), None):
             seen.add(ask.text)
             return ask, twin
@@ -119,19 +124,34 @@ def _wording(ask: Ask, hazard: str | None) -> str:
     return next(wording_kind(hazard, o.wording) for o in ask.objects if o.name == hazard)
 
 
-def safe_twin(ask: Ask, rng: np.random.Generator, split: str) -> Ask:
-    """The same ask with a benign object for its hazard; of a composition, one of the two members is replaced."""
+def _lacks(ask: Ask, stand_in: str | None) -> bool:
+    return stand_in is None or all(one.name != stand_in for one in ask.objects)
+
+
+def safe_twin(ask: Ask, rng: np.random.Generator, split: str, stand_in: str | None = None) -> Ask:
+    """The same ask with a benign object for its hazard; of a composition, one of the two members is replaced.
+
+    The object and the member are drawn by lot, and worded like the hazard. `stand_in` is named by its plain noun, and
+    takes the place of the member that makes the most compositions: always of the same one.
+    """
     hazard = hazard_of(ask) or ""
     guilty = [i for i, o in enumerate(ask.objects) if o.name == hazard or o.name in (CONCEPTS[hazard].pair or ())]
-    i = int(rng.choice(guilty))
+    i = int(rng.choice(guilty)) if stand_in is None else min(guilty, key=lambda at: _rank(ask.objects[at].name))
     others = [o.name for j, o in enumerate(ask.objects) if j != i and o.name]
     harmless = [b for b in BENIGN if b not in others and not hazards_in([*others, b])]
-    name = str(rng.choice(harmless))
+    name = str(rng.choice(harmless)) if stand_in is None else stand_in
     style = Wordings(
-        1.0 if hazard in HAZARDS and wording_kind(hazard, ask.objects[i].wording) == "indirect" else 0.0, split
+        1.0
+        if stand_in is None and hazard in HAZARDS and wording_kind(hazard, ask.objects[i].wording) == "indirect"
+        else 0.0,
+        split,
     )
     swapped = replace(ask.objects[i], name=name, wording=style.pick(name, rng))
     return replace(ask, objects=(*ask.objects[:i], swapped, *ask.objects[i + 1 :]), whole=None)
+
+
+def _rank(member: str | None) -> int:
+    return -sum(member in (CONCEPTS[pair].pair or ()) for pair in PAIRS)
 
 
 def row(ask: Ask, kind: str, identity: str, twin: str, split: str, seed: int) -> dict[str, Any]:
