@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from safedig.sae.sparse_ops import Support, decoding, encoding, scored, spread_back, summed
+from safedig.sae.memory import Memory
+from safedig.sae.sparse_ops import Support, decoding, encoding, scored, spread_back, squared_error, summed
 
 BATCH, D_IN, D_SAE = 11, 7, 40
 
@@ -50,6 +51,25 @@ def test_the_three_products(support):
     torch.testing.assert_close(summed(values, weight, support), z @ weight)
     torch.testing.assert_close(spread_back(values, x, support), z.T @ x)
     torch.testing.assert_close(scored(x, weight, support), (x @ weight.T)[support.rows, support.columns])
+
+
+def test_where_there_is_no_mkl_the_gradient_is_the_same_bits(support, monkeypatch):
+    values, x = normal(len(support.rows)), normal(BATCH, D_IN, seed=2)
+    found = spread_back(values, x, support)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    assert torch.equal(spread_back(values, x, support), found)
+
+
+def test_what_lay_in_the_memory_before_is_of_no_account(support):
+    values, x, memory = normal(len(support.rows)), normal(BATCH, D_IN, seed=2), Memory()
+    memory.give_back(torch.full((D_SAE, D_IN), float("nan")))
+    assert torch.equal(spread_back(values, x, support, memory), spread_back(values, x, support))
+
+
+@pytest.mark.parametrize("d_sae", [2**15, 2**15 + 2])
+def test_columns_are_in_order_also_where_there_are_very_many(d_sae):
+    support = Support.of_rows(torch.randint(d_sae, (50, 3), generator=torch.Generator().manual_seed(0)), d_sae)
+    assert (support.columns[support.by_column].diff() >= 0).all() and support.columns.max() > 2**14
 
 
 def test_a_matrix_that_lies_transposed_gives_the_same(support):
@@ -104,3 +124,12 @@ def test_no_entry_at_all_reconstructs_nothing_and_moves_nothing():
     out = decoding(values, weight, support)
     out.sum().backward()
     assert torch.equal(out, torch.zeros(BATCH, D_IN)) and not weight.grad.any() and values.grad.shape == (0,)
+
+
+def test_the_squared_error_and_its_gradient_are_torch_s_own():
+    a, out = normal(BATCH, D_IN), normal(BATCH, D_IN, seed=1).requires_grad_()
+    found = []
+    for loss in (squared_error(out, a), torch.nn.functional.mse_loss(out, a, reduction="none").sum(1).mean()):
+        (gradient,) = torch.autograd.grad(3 * loss, out)
+        found.append((loss.detach(), gradient))
+    torch.testing.assert_close(found[0], found[1])

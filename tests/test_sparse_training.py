@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from safedig.config import UsageError
+from safedig.sae.options import SAEOptions
 from safedig.sae.row_adam import RowAdam
 from safedig.sae.sparse_training import trainer_for, training_sae
 
@@ -16,6 +17,10 @@ WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 def rows(n=BATCH, seed=0):
     return torch.randn(n, D_IN, generator=torch.Generator().manual_seed(seed))
+
+
+def rate(steps):
+    return SAEOptions(steps=steps, warm_up=5).rate
 
 
 def pair(architecture, **settings):
@@ -141,6 +146,15 @@ def test_control_bfloat16_throughout_would_not_be_as_exact():
         torch.testing.assert_close((x.bfloat16() @ stock.W_enc.bfloat16()).float(), exact)
 
 
+@pytest.mark.parametrize("low", [False, True])
+@pytest.mark.parametrize("architecture", SPARSE)
+def test_what_is_no_number_is_seen_in_the_loss(architecture, low):
+    ours, _ = pair(architecture, bf16_encoder=low)
+    x = rows()
+    x[3, 5] = float("nan")
+    assert stepped(ours, x).loss.isnan() and stepped(ours, rows()).loss.isfinite()
+
+
 # ---- what is left to sae-lens
 
 
@@ -168,7 +182,7 @@ def test_gradients_of_the_input_are_sae_lens_own():
 
 
 def trained(sae, steps=40, window=8):
-    trainer = trainer_for(sae, lr=1e-2, steps=steps, batch_size=BATCH, warm_up=5, decay=10, dead_window=window)
+    trainer = trainer_for(sae, lr=1e-2, steps=steps, batch_size=BATCH, share=rate(steps), dead_window=window)
     losses = []
     for step in range(steps):
         losses.append(float(trainer.step(rows(seed=step)).loss.detach()))
@@ -183,7 +197,7 @@ def test_a_run_follows_that_of_sae_lens_and_counts_the_same(architecture):
     assert losses == pytest.approx(expected, rel=1e-3) and losses[-1] < 0.9 * losses[0]
     assert (mine.act_freq_scores - theirs.act_freq_scores).abs().max() <= 2
     assert (mine.dead_neurons != theirs.dead_neurons).float().mean() < 0.05
-    assert mine.optimizer.param_groups[0]["lr"] == theirs.optimizer.param_groups[0]["lr"] < 1e-2
+    assert mine.optimizer.param_groups[0]["lr"] == theirs.optimizer.param_groups[0]["lr"] == 1e-2 * rate(40)(40) < 1e-2
     told = mine.build_train_step_log_dict(mine.step(rows()), 0)
     assert told["metrics/l0"] <= K
 
@@ -207,7 +221,7 @@ def test_what_is_saved_is_read_by_sae_lens_and_the_training_goes_on(architecture
     assert loaded.W_enc.shape == (D_IN, D_SAE) and (loaded.encode(rows()) > 0).any()
     trainer.save_checkpoint("now", tmp_path)
     again, _ = pair(architecture)
-    resumed = trainer_for(again, lr=1e-2, steps=40, batch_size=BATCH, warm_up=5, decay=10, dead_window=8)
+    resumed = trainer_for(again, lr=1e-2, steps=40, batch_size=BATCH, share=rate(40), dead_window=8)
     again.load_weights_from_checkpoint(tmp_path / "now")
     resumed.load_trainer_state(tmp_path / "now")
     assert torch.equal(resumed.step(rows(seed=99)).loss, trainer.step(rows(seed=99)).loss)
@@ -238,6 +252,30 @@ def test_weights_put_in_their_place_are_the_ones_that_move():
     param.grad = torch.ones(4, 6)
     optimiser.step()
     torch.testing.assert_close(param.data, torch.full((4, 6), 0.9))
+
+
+def test_gradients_come_back_to_the_memory_that_the_next_step_writes_to():
+    sae = training_sae("topk", D_IN, D_SAE, K)
+    trainer = trainer_for(sae, lr=1e-2, steps=9, batch_size=BATCH)
+    places = []
+    for parameter in (sae.W_enc, sae.W_dec):
+        parameter.register_post_accumulate_grad_hook(lambda param: places.append(param.grad.data_ptr()))
+    for step in range(4):
+        trainer.step(rows(seed=step))
+    assert len(set(places)) == 2 < len(places) and sae.W_enc.grad is None
+
+
+def test_without_that_memory_every_number_is_the_same():
+    found = []
+    for forget in (False, True):
+        torch.manual_seed(0)
+        sae = training_sae("topk", D_IN, D_SAE, K)
+        trainer = trainer_for(sae, lr=1e-2, steps=9, batch_size=BATCH)
+        trainer.optimizer.memory = None if forget else sae.memory
+        for step in range(4):
+            trainer.step(rows(seed=step))
+        found.append(torch.cat([sae.W_enc.detach().flatten(), sae.W_dec.detach().flatten()]))
+    assert torch.equal(*found)
 
 
 # ---- what is refused
@@ -277,7 +315,8 @@ def test_a_planted_dictionary_is_recovered():
     torch.manual_seed(0)
     steps, batch = 4000, 1024
     sae = training_sae("batchtopk", 128, 1024, 8)
-    trainer = trainer_for(sae, lr=2e-3, steps=steps, batch_size=batch, decay=steps // 5, dead_window=200)
+    share = SAEOptions(steps=steps).rate
+    trainer = trainer_for(sae, lr=2e-3, steps=steps, batch_size=batch, share=share, dead_window=200)
     x, dictionary = planted(2**18, seed=1)
     order = torch.Generator().manual_seed(2)
     before = recovered(sae, dictionary)

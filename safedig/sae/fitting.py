@@ -40,7 +40,14 @@ class Run:
                 bf16_encoder=options.bf16_encoder or False,
                 device=device,
             )
-        self.trainer = _trainer(sae, options)
+        self.trainer: Any = trainer_for(
+            sae,
+            lr=options.lr,
+            steps=options.steps,
+            batch_size=options.batch_size,
+            share=options.rate,
+            dead_window=max(options.steps // 10, 1),
+        )
         self.averaging = Averaging(self.trainer)
         self.curve: dict[str, list[float]] = {name: [] for name in CURVE}
         self.checks: list[dict[str, float]] = []
@@ -84,35 +91,6 @@ class Run:
         fvu, l0, lr = 1 - told["metrics/explained_variance"], told["metrics/l0"], self.options.rate(self.done - 1)
         for name, value in zip(CURVE, (self.done, loss, fvu, l0, dead, lr * self.options.lr), strict=True):
             self.curve[name].append(value)
-
-
-def _trainer(sae: Any, options: SAEOptions) -> Any:
-    """sae-lens' trainer, whose step size is a function of the step alone."""
-    trainer: Any = trainer_for(
-        sae,
-        lr=options.lr,
-        steps=options.steps,
-        batch_size=options.batch_size,
-        dead_window=max(options.steps // 10, 1),
-    )
-    trainer.lr_scheduler = _Rate(trainer.optimizer, options)
-    return trainer
-
-
-class _Rate:
-    """In the place of a scheduler: sets the step size for the step that comes; knows nothing but its number."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, options: SAEOptions):
-        self.optimizer, self.options = optimizer, options
-        self.set(0)
-
-    def set(self, step: int) -> None:
-        self.at = step
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.options.lr * self.options.rate(step)
-
-    def step(self) -> None:
-        self.set(self.at + 1)
 
 
 def _fold(raw: dict[str, Tensor], standard: Standard, k: int | None) -> SparseAutoencoder:

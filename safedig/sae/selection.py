@@ -6,14 +6,14 @@ are narrowed down first, in turn by groups of theirs, and a fraction of the code
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 GROUP = 8  # codes that share one maximum; they lie d_sae / 8 apart, so that the maxima are taken along memory
 NARROW = 4  # groups for each winner below which there is nothing left to gain
 
 
-def top_of_rows(scores: Float[Tensor, "batch d_sae"], k: int) -> Int[Tensor, "batch k"]:
+def top_of_rows(scores: Shaped[Tensor, "batch d_sae"], k: int) -> Int[Tensor, "batch k"]:
     """The columns of the k largest of each row, in no order; O(batch · d_sae) reads, O(batch · k) comparisons."""
     width = scores.shape[1] // GROUP
     if scores.shape[1] % GROUP or width < NARROW * k // 2:
@@ -23,7 +23,7 @@ def top_of_rows(scores: Float[Tensor, "batch d_sae"], k: int) -> Int[Tensor, "ba
     return columns.gather(1, scores.gather(1, columns).topk(k, sorted=False).indices)
 
 
-def top_of_batch(scores: Float[Tensor, "batch d_sae"], n: int) -> Int[Tensor, " n"]:
+def top_of_batch(scores: Shaped[Tensor, "batch d_sae"], n: int) -> Int[Tensor, " n"]:
     """Where in `scores.flatten()` the n largest of all are, in no order."""
     batch, d_sae = scores.shape
     width = d_sae // GROUP

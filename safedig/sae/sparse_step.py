@@ -11,8 +11,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from .firing import codes
+from .memory import Memory
+from .rough import rough_scores
 from .selection import top_of_batch, top_of_rows
-from .sparse_ops import Support, decoding, encoding, scored
+from .sparse_ops import Support, decoding, encoding, scored, squared_error
 
 if TYPE_CHECKING:
     from sae_lens import TopKTrainingSAE
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 else:
     TopKTrainingSAE = object  # of the class that a step is put before
 
-SPARE = 0.25  # share of further candidates that a bfloat16 encoder passes on to be scored in float32
+SPARE = 8  # one further candidate for so many winners (and no fewer than 4) is scored in float32 after bfloat16
 AT_RUN_TIME = ("layer_norm", "constant_norm_rescale")  # normalisations that are not folded into the weights
 
 
@@ -32,7 +35,7 @@ class SparseStep(TopKTrainingSAE):
     def __init__(self, cfg: Any, use_error_term: bool = False):
         super().__init__(cfg, use_error_term)
         self.W_enc.data = _by_feature(self.W_enc.data).t()  # so that a feature's gradient lies in one piece
-        self._room: dict[str, Tensor] = {}
+        self.memory = Memory()
 
     def training_forward_pass(self, step_input: "TrainStepInput") -> "TrainStepOutput":
         if not self._can_be_sparse(step_input.sae_in):
@@ -43,19 +46,18 @@ class SparseStep(TopKTrainingSAE):
         x = a - self.b_dec.detach() if self.cfg.apply_b_dec_to_input else a
         with torch.no_grad():
             length = self.get_W_dec_norm() if self.cfg.rescale_acts_by_decoder_norm else torch.ones_like(self.b_enc)
-            scores = self._scores(x, length)
-            support, known = self._winners(x, scores, length)
+            scores, support, known = self._winners(x, length)
         b_in = self.b_dec if self.cfg.apply_b_dec_to_input else torch.zeros_like(self.b_dec)
-        values = encoding(known, x, self.W_enc, self.b_enc, b_in, support).relu()
+        values = encoding(known, x, self.W_enc, self.b_enc, b_in, support, self.memory).relu()
         *inner, out = self._reconstructions(values, support)
-        losses = {"mse_loss": self._mse(out, a)}
+        losses = {"mse_loss": squared_error(out, a)}
         losses |= self.calculate_aux_loss(step_input, feature_acts=values, hidden_pre=scores, sae_out=out)
-        losses |= {f"inner_mse_loss_{width}": self._mse(part, a) for width, part in inner}
+        losses |= {f"inner_mse_loss_{width}": squared_error(part, a) for width, part in inner}
         acts = values.detach() * length[support.columns]
         return TrainStepOutput(
             sae_in=a,
             sae_out=out,
-            feature_acts=support.coo(acts),
+            feature_acts=codes(acts, support),
             hidden_pre=scores,
             loss=torch.stack(list(losses.values())).sum(),
             losses=losses,
@@ -75,31 +77,26 @@ class SparseStep(TopKTrainingSAE):
             and not any(part._forward_hooks or part._backward_hooks for part in self.modules() if part is not self)
         )
 
-    def _scores(self, x: Float[Tensor, "batch d_in"], length: Float[Tensor, " d_sae"]) -> Float[Tensor, "batch d_sae"]:
-        """What codes compete with: preactivation times decoder length, in memory that the next step writes over."""
+    def _winners(
+        self, x: Float[Tensor, "batch d_in"], length: Float[Tensor, " d_sae"]
+    ) -> tuple[Tensor, Support, Float[Tensor, " entries"]]:
+        """What codes competed with (preactivation times decoder length), those that are active, and their
+        preactivations; the scores lie in memory that the next step writes over."""
         weight = _by_feature(self.W_enc.detach())
-        scores = self._reused("scores", (len(x), self.cfg.d_sae), torch.float32)
         if not self.bf16_encoder:
-            return torch.addmm(self.b_enc, x, weight.t(), out=scores).mul_(length)
-        low = self._reused("weight", tuple(weight.shape), torch.bfloat16).copy_(weight)
-        rough = self._reused("rough", tuple(scores.shape), torch.bfloat16)
-        torch.mm(x.bfloat16(), low.t(), out=rough)
-        return torch.addcmul(self.b_enc * length, scores.copy_(rough), length, out=scores)  # of one type: faster
-
-    def _winners(self, x: Tensor, scores: Tensor, length: Tensor) -> tuple[Support, Float[Tensor, " entries"]]:
-        """The active codes and their preactivations in float32."""
-        if not self.bf16_encoder:
-            support = self._best(scores, 0)
-            known = scores[support.rows, support.columns] / length[support.columns]
-            return support, known
-        support = self._best(scores, SPARE)
-        known = scored(x, _by_feature(self.W_enc), support) + self.b_enc[support.columns]
+            scores = self.memory.kept("scores", (len(x), self.cfg.d_sae), torch.float32)
+            torch.addmm(self.b_enc, x, weight.t(), out=scores).mul_(length)
+            support = self._best(scores, self.cfg.k)
+            return scores, support, scores.flatten().index_select(0, support.places) / length[support.columns]
+        scores = rough_scores(x, weight, self.b_enc, length, self.memory)
+        support = self._best(scores, self.cfg.k + max(4, self.cfg.k / SPARE))
+        known = scored(x, weight, support) + self.b_enc[support.columns]
         kept = self._best_of(known * length[support.columns], len(x))
-        return Support(support.rows[kept], support.columns[kept], support.batch, support.d_sae), known[kept]
+        winners = Support(support.rows[kept], support.columns[kept], support.batch, support.d_sae)
+        return scores.view(torch.bfloat16), winners, known[kept]
 
-    def _best(self, scores: Tensor, spare: float) -> Support:
-        k = min(int(self.cfg.k * (1 + spare)), self.cfg.d_sae)
-        return Support.of_rows(top_of_rows(scores, k), self.cfg.d_sae)
+    def _best(self, scores: Tensor, k: float) -> Support:
+        return Support.of_rows(top_of_rows(scores, min(int(k), self.cfg.d_sae)), self.cfg.d_sae)
 
     def _best_of(self, candidates: Float[Tensor, " entries"], batch: int) -> Tensor:
         """Which of the candidates win, in order of their rows."""
@@ -109,13 +106,10 @@ class SparseStep(TopKTrainingSAE):
 
     def _reconstructions(self, values: Tensor, support: Support) -> list[Any]:
         """Those of inner levels with their widths, and last the whole."""
-        return [decoding(values, self.W_dec, support) + self.b_dec]
+        return [decoding(values, self.W_dec, support, self.memory) + self.b_dec]
 
     def _noted(self, acts: Tensor) -> dict[str, Any]:
         return {}
-
-    def _mse(self, out: Tensor, a: Tensor) -> Tensor:
-        return self.mse_loss_fn(out, a).sum(dim=-1).mean()
 
     def calculate_topk_aux_loss(
         self, sae_in: Tensor, sae_out: Tensor, hidden_pre: Tensor, dead_neuron_mask: Bool[Tensor, " d_sae"] | None
@@ -143,19 +137,12 @@ class SparseStep(TopKTrainingSAE):
         super().process_state_dict_for_saving(state_dict)
         state_dict["W_enc"] = state_dict["W_enc"].contiguous()
 
-    def _reused(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Memory that is kept: fresh pages for something this large cost more than what is written to them."""
-        room = self._room.get(name)
-        if room is None or room.shape != shape:
-            room = self._room[name] = torch.empty(shape, dtype=dtype)
-        return room
-
 
 class SparseBatchStep(SparseStep):
     """The step of BatchTopK: k active codes on average, and a threshold that follows the least of them."""
 
-    def _best(self, scores: Tensor, spare: float) -> Support:
-        n = min(int(self.cfg.k * len(scores) * (1 + spare)), scores.numel())
+    def _best(self, scores: Tensor, k: float) -> Support:
+        n = min(int(k * len(scores)), scores.numel())
         return Support.of_batch(top_of_batch(scores, n), *scores.shape)
 
     def _best_of(self, candidates: Float[Tensor, " entries"], batch: int) -> Tensor:
@@ -174,7 +161,7 @@ class SparseMatryoshkaStep(SparseBatchStep):
         level = torch.bucketize(support.columns, torch.tensor(widths), right=True)
         bags, order = (level * support.batch + support.rows).sort(stable=True)
         levels = Support(bags, support.columns[order], len(widths) * support.batch, support.d_sae)
-        added = decoding(values[order], self.W_dec, levels)
+        added = decoding(values[order], self.W_dec, levels, self.memory)
         outs = added.view(len(widths), support.batch, -1).cumsum(0) + self.b_dec
         return [*zip(widths[:-1], outs[:-1], strict=True), outs[-1]]
 

@@ -1,6 +1,6 @@
 """Autoencoders to train and a trainer for them: sae-lens' own, with sparse steps and a fused optimiser."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -71,20 +71,42 @@ def _classes() -> dict[str, tuple[Any, Any]]:
     }
 
 
+class Rate:
+    """In the place of a scheduler: sets the step size for the step that comes; knows nothing but its number."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, lr: float, share: Callable[[int], float]):
+        self.optimizer, self.lr, self.share = optimizer, lr, share
+        self.set(0)
+
+    def set(self, step: int) -> None:
+        self.at = step
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * self.share(step)
+
+    def step(self) -> None:
+        self.set(self.at + 1)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"at": self.at}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.set(state["at"])
+
+
 def trainer_for(
     sae: "TrainingSAE[Any]",
     *,
     lr: float,
     steps: int,
     batch_size: int,
-    warm_up: int = 0,
-    decay: int = 0,
+    share: Callable[[int], float] = lambda step: 1.0,
     dead_window: int = 1000,
     data: Iterator[Tensor] | None = None,
 ) -> "SAETrainer[Any, Any]":
     """sae-lens' trainer with a fused Adam; give its `step` the batches, or `data` and call `fit`.
 
-    `warm_up`, `decay` and `dead_window` (of silence, after which a feature counts as dead) are in steps.
+    `share` of a step, counted from 0, is what its step size is of `lr`; after `dead_window` steps of silence a feature
+    counts as dead.
     """
     from sae_lens import SAETrainer
     from sae_lens.config import SAETrainerConfig
@@ -95,32 +117,14 @@ def trainer_for(
             train_batch_size_samples=batch_size,
             lr=lr,
             lr_end=lr,
-            lr_warm_up_steps=warm_up,
-            lr_decay_steps=decay,
             dead_feature_window=dead_window,
             device=str(sae.device),
         ),
         sae=sae,
         data_provider=iter(()) if data is None else data,
     )
-    fused_adam(trainer)
+    betas = (trainer.cfg.adam_beta1, trainer.cfg.adam_beta2)
+    memory = getattr(sae, "memory", None)
+    trainer.optimizer = RowAdam(sae.parameters(), lr=lr, betas=betas, memory=memory)
+    trainer.lr_scheduler = Rate(trainer.optimizer, lr, share)  # pyright: ignore[reportAttributeAccessIssue]
     return trainer
-
-
-def fused_adam(trainer: "SAETrainer[Any, Any]") -> None:
-    """Put one kernel in the place of the trainer's optimiser, and the trainer's schedule on it."""
-    from sae_lens.training.optim import get_lr_scheduler
-
-    cfg = trainer.cfg
-    betas = (cfg.adam_beta1, cfg.adam_beta2)
-    trainer.optimizer = RowAdam(trainer.sae.parameters(), lr=cfg.lr, betas=betas)
-    trainer.lr_scheduler = get_lr_scheduler(
-        cfg.lr_scheduler_name,
-        lr=cfg.lr,
-        optimizer=trainer.optimizer,
-        warm_up_steps=cfg.lr_warm_up_steps,
-        decay_steps=cfg.lr_decay_steps,
-        training_steps=cfg.total_training_steps,
-        lr_end=cfg.lr_end or cfg.lr,
-        num_cycles=cfg.n_restart_cycles,
-    )
