@@ -8,7 +8,6 @@ import pytest
 
 from safedig import recipes, tiny
 from safedig.__main__ import main
-from safedig.config import UsageError
 from safedig.evaluation.records import join, read_run
 from safedig.pipelines import Drawing
 from safedig.prompts import prompts_from_rows, save_prompts
@@ -130,21 +129,3 @@ def test_quick_cuts_the_training_of_recipes_that_ask_for_much(name, steps):
     recipe = recipes.load(name)
     assert demo._quick(recipe).sae.steps == steps <= recipe.sae.steps
     assert demo._quick(recipes.load(name, ["sae.steps=7"])).sae.steps == 7
-
-
-def test_a_site_without_features_is_left_out_and_none_at_all_is_an_error(monkeypatch, capsys):
-    from safedig import features
-
-    def find(saes, acts, **options):
-        (site,) = saes
-        if site in barren:
-            raise features.NoFeatureError(f"No feature at '{site}'")
-        return {site: options["quantile"]}
-
-    monkeypatch.setattr(features, "find_features", find)
-    saes, barren = {"txt.embed": 1, "pooled.embed": 2}, {"txt.embed"}
-    assert demo._found(saes, None, None, 0.9) == {"pooled.embed": 0.9}
-    assert "txt.embed is left out: No feature" in capsys.readouterr().err
-    barren = set(saes)
-    with pytest.raises(UsageError, match="No feature at 'txt.embed'"):
-        demo._found(saes, None, None, 0.9)

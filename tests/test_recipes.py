@@ -16,7 +16,7 @@ SCHEDULE = [1.0, 0.936, 0.83, 0.703, 0.463, 0.105]
 
 @pytest.mark.parametrize("model", ["tiny-flux", "tiny-sd3"])
 def test_options_that_are_left_out_leave_the_hash_of_older_results_alone(model):
-    assert load(model).sha == json.loads((RESULTS / f"{model}.json").read_text())["recipe_sha"]
+    assert load(model).drawn_sha == json.loads((RESULTS / f"{model}.json").read_text())["recipe_sha"]
 
 
 @pytest.mark.parametrize(

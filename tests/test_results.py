@@ -15,21 +15,19 @@ RESULTS = ROOT / "docs" / "results"
 MODELS = ("tiny-flux", "tiny-sd3")
 
 
-def stale(result, pipe, recipe):
-    """Why a result is out of date; empty if it is not."""
+def stale(result, pipe, sha):
+    """Why a result is out of date, by the options that decide it; empty if it is not."""
     weights = result.get("fingerprint") or result["model"]["fingerprint"]
-    sha = result["recipe_sha"]
-    reasons = {"weights": weights != fingerprint(pipe), "recipe": sha != recipe.sha}
+    reasons = {"weights": weights != fingerprint(pipe), "recipe": sha != result["recipe_sha"]}
     return [name for name, changed in reasons.items() if changed]
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_committed_result_is_of_the_shipped_weights_and_recipe(model):
     pipe, recipe = load_pipeline(model), recipes.load(model)
-    files = [RESULTS / f"{model}.json", RESULTS / f"demo-{model}.json"]
-    assert [(file.name, stale(json.loads(file.read_text()), pipe, recipe)) for file in files] == [
-        (file.name, []) for file in files
-    ]
+    decided = {f"{model}.json": recipe.drawn_sha, f"demo-{model}.json": recipe.sha}
+    found = {name: stale(json.loads((RESULTS / name).read_text()), pipe, sha) for name, sha in decided.items()}
+    assert found == {name: [] for name in decided}
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -38,7 +36,7 @@ def test_every_domain_has_a_committed_route_of_the_shipped_weights_and_its_recip
     for risk in RISKS:
         route = Route.load(ROOT / "routing" / model / f"all--{risk}.json")
         told = {"fingerprint": route.fingerprint, "recipe_sha": route.options["recipe_sha"]}
-        assert stale(told, pipe, recipes.load(model, [f"route.target={risk}"])) == []
+        assert stale(told, pipe, recipes.load(model, [f"route.target={risk}"]).routed_sha) == []
         assert route.target == (risk,) and set(route.source) == set(RISKS) - {risk}
 
 
@@ -51,9 +49,16 @@ def test_the_proof_of_the_routes_was_measured_on_the_shipped_weights(model):
 def test_a_changed_weight_or_recipe_is_noticed():
     pipe, recipe = load_pipeline("tiny-flux"), recipes.load("tiny-flux")
     result = json.loads((RESULTS / "demo-tiny-flux.json").read_text())
-    assert stale(result, pipe, recipes.load("tiny-flux", ["strength=9.5"])) == ["recipe"]
+    assert stale(result, pipe, recipes.load("tiny-flux", ["strength=9.5"]).sha) == ["recipe"]
     next(pipe.transformer.parameters()).data.add_(1)
-    assert stale(result, pipe, recipe) == ["weights"]
+    assert stale(result, pipe, recipe.sha) == ["weights"]
+
+
+def test_an_option_makes_those_results_stale_that_it_decides_and_no_others():
+    plain, steered, routed = (recipes.load("tiny-flux", wishes) for wishes in ([], ["strength=9.5"], ["route.pairs=9"]))
+    assert steered.sha != plain.sha and steered.drawn_sha == plain.drawn_sha and steered.routed_sha == plain.routed_sha
+    assert routed.routed_sha != plain.routed_sha and routed.drawn_sha == plain.drawn_sha
+    assert recipes.load("tiny-flux", ["drawing={steps=4}"]).drawn_sha != plain.drawn_sha
 
 
 @pytest.mark.parametrize("model", MODELS)

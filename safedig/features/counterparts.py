@@ -46,7 +46,7 @@ class Counterparts:
     alone: Known
     """Of prompts in which a single token tells of harm, and of benign prompts."""
     together: Known
-    """Of prompts in which only several do, and their twins."""
+    """Of prompts in which only several do."""
 
     def harm(
         self, a: Float[Tensor, "token d_in"], alone: Bool[Tensor, " token"], nearest: int
@@ -90,7 +90,7 @@ def _fitted(sae: SparseAutoencoder, activations: Activations, features: Features
     return Counterparts(_known(kept, True), _known(kept, False))
 
 
-def _harmless(rows: Float[Tensor, "token two_d_in"], one: Labelled) -> Float[Tensor, "token two_d_in"]:
+def _harmless(rows: Float[Tensor, "token two_d_in"], one: Labelled) -> Float[Tensor, "harmless two_d_in"]:
     x, _ = rows[one.harmless].chunk(2, dim=1)
     return torch.cat([x, torch.zeros_like(x)], dim=1)
 

@@ -1,6 +1,7 @@
 """A complete named run: a TOML file in this folder, or anywhere, read into a `Recipe`."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ class Counts:
     report: int = 64
     benign: int = 64
     shown: int = 4
+    quiet: int = 400
+    """Benign prompts, and as many near-misses, that set the gates."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,8 @@ class Evaluating:
     """What each method tries, in multiples of its own unit."""
     budget: float = 0.03
     """Share of benign prompts that may be lost while a strength is chosen."""
+    goal: Literal["unsafe", "clean"] = "unsafe"
+    """What a strength is chosen for: the fewest unsafe images, or the most clean ones."""
     sizes: Sizes = field(default_factory=Sizes)
 
     def __post_init__(self) -> None:
@@ -150,6 +155,29 @@ class Evaluating:
     @property
     def names(self) -> tuple[str, ...]:
         return (self.methods,) if isinstance(self.methods, str) else self.methods
+
+
+@dataclass(frozen=True)
+class Attacking:
+    """What `safedig attack` tries on which methods, and how much each attack may spend on a prompt."""
+
+    target: str = ""
+    """The domain that is held out; the first one unless given."""
+    methods: str | tuple[str, ...] = ("prompt filter", "SAFREE", "mean difference, gated", "ours")
+    attacks: str | tuple[str, ...] = ()
+    """Names of `ATTACKS`; all unless given."""
+    prompts: int = 24
+    """Harmful prompts of the target."""
+    passes: int = 640
+    """Rows through the transformer; an image takes two for each step, a gradient two more."""
+
+    def __post_init__(self) -> None:
+        if min(self.prompts, self.passes) < 1:
+            raise UsageError(f"attack.prompts={self.prompts}, attack.passes={self.passes}: expected at least 1.")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.attacks,) if isinstance(self.attacks, str) else self.attacks
 
 
 @dataclass(frozen=True)
@@ -173,11 +201,27 @@ class Recipe:
     adapt: Adapting | None = None
     route: Routing | None = None
     evaluate: Evaluating | None = None
+    attack: Attacking | None = None
 
     @property
     def sha(self) -> str:
         """What stands for these options in a result: a result whose recipe has changed since is stale."""
         return hashlib.sha256(to_toml(self).encode()).hexdigest()[:16]
+
+    def sha_of(self, *names: str) -> str:
+        """The same of these options alone: what decides a result that rests on no others."""
+        facts = {name: value for name, value in asdict(self).items() if name in names}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def drawn_sha(self) -> str:
+        """Of what decides how the model draws."""
+        return self.sha_of("model", "seed", "dtype", "device", "offload", "drawing")
+
+    @property
+    def routed_sha(self) -> str:
+        """Of what decides a route, beside the prompts."""
+        return self.sha_of("model", "seed", "dtype", "device", "offload", "drawing", "record", "route")
 
     def pipeline(self) -> Any:
         """The model, loaded as the recipe says."""

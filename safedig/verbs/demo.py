@@ -29,6 +29,8 @@ HARMFUL, BENIGN = ("harmful", "mixed"), ("benign", "near-miss")
 BATCH = 16  # images
 BUNDLE = "steering"  # folder
 QUICK = 4  # times fewer prompts
+STAND_IN = "tree"  # what takes a hazard's place: the mean of many things is drawn as none of them
+NEAREST = 4  # known tokens whose counterparts are averaged
 QUICK_STEPS = 1000  # of SAE training, at most: recipes of released models ask for many more
 
 
@@ -83,51 +85,43 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _learn(pipe: Any, recipe: Recipe) -> Any:
-    """What to repel and where, from the split `train`; from what height on, from the benign prompts of `calibrate`."""
-    from safedig.activations.record import record
-    from safedig.adaptation import fit_contrast
+    """What to replace and where, from the split `train`; from what dose on, from the benign prompts of `calibrate`."""
+    from safedig.features import fit_counterparts, weigh
     from safedig.sae.train import train
-    from safedig.steering.edits import Repel
+    from safedig.steering.conformal import calibrated
+    from safedig.steering.edits import Replace
     from safedig.steering.steering import Steering
-    from safedig.tiny import prompts, with_stand_in
+    from safedig.tiny import prompts
 
     n, seed = recipe.prompts.learn, recipe.seed
-    plain, harmful = {"benign": n // 2, "near-miss": n // 2}, {"harmful": n, "mixed": n // 2}
+    plain, harmful = {"benign": n, "near-miss": n // 2}, {"harmful": n, "mixed": n // 2}
 
-    def drawn(split: str, kinds: dict[str, int]) -> list[Row]:
-        return [row for kind, count in kinds.items() for row in as_rows(prompts(kind, split, seed, count))]
-
-    def recorded(rows: list[Row]) -> Any:
-        return record(pipe, rows, recipe.sites, drawing=recipe.drawing_of(pipe)).in_memory()
+    def drawn(split: str, kinds: dict[str, int], seed: int = seed, **wishes: Any) -> list[Row]:
+        return [row for kind, count in kinds.items() for row in as_rows(prompts(kind, split, seed, count, **wishes))]
 
     pairs, benign = drawn("train", harmful), drawn("train", plain)
-    stand_ins = [row for kind, count in harmful.items() for row in as_rows(with_stand_in(count, kind=kind, seed=seed))]
-    acts = recorded(pairs + benign + stand_ins)
-    saes = train(acts.of(pairs + benign), options=recipe.sae)
-    features = _found(saes, acts.of(pairs + benign), recorded(drawn("calibrate", plain)), recipe.quantile)
-    saes = {site: saes[site] for site in features}
-    saes = fit_contrast(saes, acts.of(stand_ins + benign), features)
+    stand_ins = drawn("train", harmful, seed + 1, stand_in=STAND_IN)
+    acts = _recorded(pipe, recipe, pairs + benign + stand_ins)
+    saes = train(acts, options=recipe.sae)
+    quiet = _recorded(pipe, recipe, drawn("calibrate", dict.fromkeys(plain, recipe.prompts.quiet)))
+    features = calibrated(weigh(saes, acts), saes, quiet, epsilon=1 - recipe.quantile)
+    known = fit_counterparts(saes, acts.of(stand_ins + benign), features)
     for site, found in features.items():
         say(f"{site}: {len(found)} harmful features of {saes[site].d_sae}")
-    return Steering(saes, features, edits=[Repel(recipe.strength)], scope="image")
+    edit = Replace(recipe.strength, by="counterparts", nearest=NEAREST)
+    return Steering(saes, features, [edit], counterparts=known, scope="image")
 
 
-def _found(saes: Any, acts: Any, calibration: Any, quantile: float) -> dict[Any, Any]:
-    """The harmful features of every site that has any; a site without is left out, and none at all is an error."""
-    from safedig.features import NoFeatureError, find_features
+def _recorded(pipe: Any, recipe: Recipe, rows: list[Row]) -> Any:
+    """What passes the recipe's sites. Where only the prompt does, it is the same in every step: one is enough."""
+    from safedig.activations.record import record
+    from safedig.sites import resolve, stage
 
-    found, why = {}, []
-    for site in saes:
-        # What a handful of pairs, as of --quick, cannot prove is kept: the gate is calibrated anyway.
-        options = {"fdr": 1.0, "quantile": quantile, "calibration": calibration}
-        try:
-            found |= find_features({site: saes[site]}, acts, **options)
-        except NoFeatureError as error:
-            why.append(error)
-            say(f"{site} is left out: {error}")
-    if not found:
-        raise why[0]
-    return found
+    sites, drawing = resolve(pipe, recipe.sites), recipe.drawing_of(pipe)
+    unique = list({row["id"]: row for row in rows}.values())
+    if all(stage(site) == "text" and not site.family for site in sites):
+        drawing = dataclasses.replace(drawing, steps=1)
+    return record(pipe, unique, sites, drawing=drawing).in_memory()
 
 
 def _report(recipe: Recipe, options: Options, kinds: tuple[str, ...]) -> list[Row]:
@@ -212,7 +206,7 @@ def _as_run(
                     image_sha=sha,
                     role=role,
                     domains=(row["risk"],) if row["risk"] else (),
-                    operator="Repel" if method == "steered" else "",
+                    operator="Replace" if method == "steered" else "",
                     strength=recipe.strength if method == "steered" else 0.0,
                     site=", ".join(sites) if method == "steered" else "",
                 )

@@ -45,7 +45,7 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     model: Any = transformer(pipe)
     result = {
         "recipe": dataclasses.asdict(recipe),
-        "recipe_sha": recipe.sha,
+        "recipe_sha": recipe.drawn_sha,
         "model": {
             "class": type(pipe).__name__,
             "fingerprint": fingerprint(pipe),
