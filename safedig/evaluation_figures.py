@@ -104,6 +104,26 @@ def any_of(curves: Mapping[str, Sequence[Chance]], images: str = "images of a pr
     return figure
 
 
+def success_curves(curves: Mapping[str, Sequence[tuple[int, Rate]]], under: str, prompts: int) -> "Figure":
+    """Prompts broken against what the attack may spend."""
+    last = {name: curve[-1][1] for name, curve in curves.items()}
+    figure, axes = _page(5.6, f"Broken by what may be spent: {under}, {prompts} prompts")
+    for at, (name, curve) in enumerate(curves.items()):
+        colour, shape = _look(at)
+        x, rates = [budget for budget, _ in curve], [rate for _, rate in curve]
+        style: dict[str, Any] = {"color": colour, "marker": shape, "markersize": 4, "drawstyle": "steps-post"}
+        label = f"{name} {last[name]['k']}/{last[name]['n']}"
+        axes.plot(x, [100 * rate["rate"] for rate in rates], linewidth=1.4, label=label, **style)
+        if at in (0, len(curves) - 1):
+            low, high = ([100 * rate[key] for rate in rates] for key in ("lo", "hi"))
+            axes.fill_between(x, low, high, color=colour, alpha=0.15, step="post")
+    axes.set_xlabel("Budget of one attack on one prompt, rows through the transformer", size=SMALL)
+    axes.set_ylabel(f"Prompts drawn unsafe, percent ({_banded(curves)})", size=SMALL)
+    axes.set_ylim(-2, 102)
+    _legend(figure, axes)
+    return figure
+
+
 def cost(seconds: Mapping[str, float], images: int) -> "Figure":
     """Seconds an image."""
     figure, axes = _page(1.2 + 0.34 * len(seconds), f"Time to draw an image, mean of {images} each")

@@ -110,6 +110,12 @@ def test_the_strength_is_the_one_that_takes_most_within_the_budget(trials, stren
     assert choose(PLAIN, trials, 0.03).strength == strength
 
 
+def test_the_goal_may_be_clean_images_so_that_destroying_them_gains_nothing():
+    trials = [trial(1, 5, 10, clean=4), trial(4, 0, 10, clean=0)]
+    assert choose(PLAIN, trials, 0.03).strength == 4 and choose(PLAIN, trials, 0.03, "clean").strength == 1
+    assert choose(PLAIN, trials[1:], 0.03, "clean").strength is None
+
+
 def test_control_with_a_larger_budget_another_one_is_chosen():
     trials = [trial(1, 5, 10), trial(4, 0, 8)]
     assert choose(PLAIN, trials, 0.03).strength == 1 and choose(PLAIN, trials, 0.2).strength == 4

@@ -185,10 +185,11 @@ def test_quick_holds_one_domain_out_and_all_methods_stay():
 
     wishes = recipes.Evaluating()
     assert (
-        evaluate._targets(wishes, Options(quick=True)) == ["weapon"] and len(evaluate._targets(wishes, Options())) == 5
+        evaluate.targets_of(wishes, Options(quick=True)) == ["weapon"]
+        and len(evaluate.targets_of(wishes, Options())) == 5
     )
-    assert evaluate._methods(wishes)[0] == "unsteered" and len(evaluate._methods(wishes)) == 15
-    assert evaluate._methods(recipes.Evaluating(methods="ours")) == ["unsteered", "ours"]
+    assert evaluate.methods_of(wishes)[0] == "unsteered" and len(evaluate.methods_of(wishes)) == 15
+    assert evaluate.methods_of(recipes.Evaluating(methods="ours")) == ["unsteered", "ours"]
 
 
 COMMAND = [

@@ -6,7 +6,7 @@ that was stopped ends in the same bits.
 
 import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,9 +21,9 @@ from safedig.evaluation.journal import Journal, key_of
 from safedig.evaluation.judges.judge import Judge, score
 from safedig.evaluation.methods import Lesson, Method
 from safedig.evaluation.pictures import Image, as_pil, picture
-from safedig.evaluation.records import Record, prompt_sha
+from safedig.evaluation.records import Record, Score, prompt_sha
 from safedig.evaluation.rules import Rule
-from safedig.evaluation.strengths import Choice, Trial, choose
+from safedig.evaluation.strengths import Choice, Goal, Trial, choose
 from safedig.evaluation.verdicts import Verdict, verdicts
 from safedig.pipelines import draw
 from safedig.progress import say, track
@@ -49,6 +49,7 @@ class Contest:
     manifest: Mapping[str, Any]
     budget: float = 0.03
     """Share of benign prompts that may be lost while a strength is chosen."""
+    goal: Goal = "unsafe"
 
     def run(self) -> "Held":
         """Choose and draw, method after method; one that cannot act on this model is left out, and says why."""
@@ -68,10 +69,25 @@ class Contest:
         run = shown.journal.finish()
         return Held(verdicts(run.records, run.scores, self.rule), choices, left_out)
 
+    def choices(self) -> Iterator[tuple[Method, Choice]]:
+        """Each method that can act on this model and the strength chosen for it; nothing is reported."""
+        tried = _Easel(self, Journal(self.out / TRIED, self.manifest), keep=False)
+        for method in self.methods:
+            try:
+                yield method, self._choice(_Hand(method, self.lesson), tried)
+            except UsageError as error:
+                say(f"{method.name} is left out: {error}")
+        tried.journal.finish()
+
+    @property
+    def plain_rule(self) -> Rule:
+        """The judge's own label, whatever was asked for."""
+        return Label(self.judge.detector)
+
     def _choice(self, hand: "_Hand", easel: "_Easel") -> Choice:
         plain = self._trial(_Hand(self.methods[0], self.lesson), easel, 0.0)
         strengths = [one * hand.method.unit for one in self.lesson.strengths] if hand.method.unit else []
-        return choose(plain, [self._trial(hand, easel, strength) for strength in strengths], self.budget)
+        return choose(plain, [self._trial(hand, easel, strength) for strength in strengths], self.budget, self.goal)
 
     def _trial(self, hand: "_Hand", easel: "_Easel", strength: float) -> Trial:
         name = f"{hand.method.name} at {strength:g}"
@@ -83,6 +99,21 @@ class Contest:
 
 def _share(found: Sequence[Verdict], label: str) -> Rate:
     return clustered_rate([one.label == label for one in found], [one.record.prompt_sha for one in found])
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a judge that gives labels has said."""
+
+    detector: str
+
+    @property
+    def detectors(self) -> tuple[str, ...]:
+        return (self.detector,)
+
+    def __call__(self, record: Record, scores: Mapping[str, Score]) -> str:
+        one = scores[self.detector]
+        return "error" if one.error else one.scores["label"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,14 +13,14 @@ FEW = 100  # images, below which a rate is flagged
 
 def markdown(board: Mapping[str, Any]) -> str:
     """Every table with a heading; percent of images with 95 % intervals and counts."""
-    parts = [f"## {title}\n\n{_markdown(rows)}\n" for title, rows in tables(board).items()]
+    parts = [f"## {title}\n\n{as_markdown(rows)}\n" for title, rows in tables(board).items()]
     parts += [f"{name} is left out: {why}\n" for name, why in board["left_out"].items()]
     return "\n".join(parts)
 
 
 def text(board: Mapping[str, Any]) -> str:
     """The same, aligned."""
-    parts = [f"{title}\n{_aligned(rows)}\n" for title, rows in tables(board).items()]
+    parts = [f"{title}\n{aligned(rows)}\n" for title, rows in tables(board).items()]
     return "\n".join([*parts, *(f"{name} is left out: {why}" for name, why in board["left_out"].items())])
 
 
@@ -52,8 +52,9 @@ def as_csv(board: Mapping[str, Any]) -> str:
     return out.getvalue()
 
 
-def shown(rate: Rate) -> str:
-    flag = " (few)" if rate["n"] < FEW else ""
+def shown(rate: Rate, few: int = FEW) -> str:
+    """Percent with its interval and counts; flagged where there are fewer images than `few`."""
+    flag = " (few)" if rate["n"] < few else ""
     return f"{100 * rate['rate']:.1f} [{100 * rate['lo']:.1f}, {100 * rate['hi']:.1f}] {rate['k']}/{rate['n']}{flag}"
 
 
@@ -131,12 +132,12 @@ def _cost(board: Mapping[str, Any]) -> list[list[str]]:
     return [["method", "strength, for each domain held out", "seconds an image", "× unsteered"], *rows]
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
+def as_markdown(rows: Sequence[Sequence[str]]) -> str:
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -5,8 +5,11 @@ Every method tries as many strengths on the same prompts, and is chosen from by 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from safedig.evaluation.intervals import Rate
+
+Goal = Literal["unsafe", "clean"]
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,17 @@ class Choice:
     budget: float
 
 
-def choose(unsteered: Trial, trials: Sequence[Trial], budget: float) -> Choice:
-    """The least unsafe at a loss of benign prompts of at most `budget`; of equals the cleanest, then the gentlest."""
-    fine = [
-        one
-        for one in trials
-        if unsteered.benign["rate"] - one.benign["rate"] <= budget + 1e-9 and one.unsafe["k"] < unsteered.unsafe["k"]
-    ]
-    best = min(fine, key=lambda one: (one.unsafe["k"], -one.clean["k"], one.strength), default=None)
+def choose(unsteered: Trial, trials: Sequence[Trial], budget: float, goal: Goal = "unsafe") -> Choice:
+    """The fewest unsafe images, or the most clean ones, at a loss of benign prompts of at most `budget`.
+
+    Of equals the best by the other goal, then the gentlest.
+    """
+
+    def left(one: Trial) -> tuple[int, int]:
+        unsafe, spoilt = one.unsafe["k"], -one.clean["k"]
+        return (unsafe, spoilt) if goal == "unsafe" else (spoilt, unsafe)
+
+    fine = [one for one in trials if unsteered.benign["rate"] - one.benign["rate"] <= budget + 1e-9]
+    better = [one for one in fine if left(one)[0] < left(unsteered)[0]]
+    best = min(better, key=lambda one: (left(one), one.strength), default=None)
     return Choice(None if best is None else best.strength, tuple(trials), budget)

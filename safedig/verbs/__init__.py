@@ -51,7 +51,7 @@ VERBS = {
         "safedig.verbs.show",
         "what a recipe and its model are; --sites: where it can be read and steered, without loading it; "
         "--quality: how well it draws as asked; --out: pages of its pictures; --sae: pictures with one --feature of an "
-        "autoencoder ablated and amplified, by itself the one that tells harm best",
+        "autoencoder ablated and amplified, unless given a harmful one that writes much",
         ("out", "prompts", "seed", "quick", "quality", "sites", "sae", "feature"),
     ),
     "record": Verb(
@@ -75,6 +75,13 @@ VERBS = {
         "new decoders for a target domain beside the trained encoders, which stay as they are",
         ("store", "out"),
     ),
+    "calibrate": Verb(
+        "safedig.verbs.calibrate",
+        "which edit, strength, σ and gates leave the least harm at a budget of benign prompts: a dose–response run, "
+        "its front, and the best of it as a bundle; the same command goes on with it",
+        ("out", "seed", "quick"),
+        short=("edits", "doses", "sigmas", "epsilons", "budget"),
+    ),
     "generate": Verb(
         "safedig.verbs.generate",
         'draw "PROMPT", or --prompts FILE, steered by the --bundle, away from the images in --negation, or both; '
@@ -91,7 +98,13 @@ VERBS = {
         "safedig.verbs.evaluate",
         "ours and its peers on the same prompts and seeds: how safe, how harmless to benign use, at what cost",
         ("out", "seed", "quick"),
-        short=("target", "methods", "strengths", "budget"),
+        short=("target", "methods", "strengths", "budget", "goal"),
+    ),
+    "attack": Verb(
+        "safedig.verbs.attack",
+        "what ours and its peers withstand: other words, seeds, gradients, an attacker who knows the gates; by budget",
+        ("out", "seed", "quick"),
+        short=("target", "methods", "attacks", "prompts", "passes"),
     ),
     "plan": Verb(
         "safedig.verbs.plan",

@@ -32,7 +32,7 @@ QUICK = {"pairs": 24, "target": 24, "stand_ins": 32, "benign": 64, "tried": 48}
 def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     """A contest for each domain that is moved to, then the table over all of them."""
     wishes = recipe.evaluate or Evaluating()
-    targets, methods = _targets(wishes, options), _methods(wishes)
+    targets, methods = targets_of(wishes, options), methods_of(wishes)
     if not recipe.model.startswith("tiny-"):
         raise UsageError(
             f"'{recipe.model}' draws no scenes that the tiny world's judge reads: evaluate tiny-flux or tiny-sd3, or "
@@ -44,10 +44,10 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     held = {}
     for target in targets:
         say(f"{target} is held out")
-        held[target] = _contest(recipe, options, pipe, target, methods, sizes, out / target).run()
+        held[target] = contest_of(recipe, options, pipe, target, methods, sizes, out / target).run()
     board = scoreboard(held)
     result = {"model": recipe.model, "fingerprint": fingerprint(pipe), "recipe_sha": recipe.sha, "quick": options.quick}
-    result |= {"seed": _seed(recipe, options), "sizes": dataclasses.asdict(sizes), "choices": _choices(held)} | board
+    result |= {"seed": seed_of(recipe, options), "sizes": dataclasses.asdict(sizes), "choices": _choices(held)} | board
     write_atomically(out / "evaluate.json", f"{json.dumps(result, indent=1, ensure_ascii=False)}\n".encode())
     write_atomically(out / "evaluate.md", report.markdown(board).encode())
     write_atomically(out / "evaluate.csv", report.as_csv(board).encode())
@@ -61,10 +61,11 @@ def table(result: dict[str, Any]) -> str:
     return f"{result['model']}, seed {result['seed']}\n\n{report.text(result)}"
 
 
-def _contest(
+def contest_of(
     recipe: Recipe, options: Options, pipe: Any, target: str, methods: list[str], sizes: Sizes, out: Path
 ) -> Contest:
-    seed = _seed(recipe, options)
+    """The contest of one domain: what each method learns from, and all that makes its records another run's."""
+    seed = seed_of(recipe, options)
     wishes = recipe.evaluate or Evaluating()
     drawing = recipe.drawing_of(pipe)
     lesson = Lesson(
@@ -86,6 +87,7 @@ def _contest(
         "sites": list(recipe.sites),
         "strengths": list(wishes.strengths),
         "budget": wishes.budget,
+        "goal": wishes.goal,
         "sizes": dataclasses.asdict(sizes),
         "sae": dataclasses.asdict(recipe.sae),
         "quantile": recipe.quantile,
@@ -100,12 +102,12 @@ def _contest(
     run_id = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     manifest = circumstances(**facts, run_id=run_id, command="safedig evaluate")
     chosen = [METHODS[name] for name in methods]
-    return Contest(lesson, chosen, chosen_on, reported, judge, AsAsked(rows), out, manifest, wishes.budget)
+    return Contest(lesson, chosen, chosen_on, reported, judge, AsAsked(rows), out, manifest, wishes.budget, wishes.goal)
 
 
-def _targets(wishes: Evaluating, options: Options) -> list[str]:
+def targets_of(wishes: Evaluating, options: Options) -> list[str]:
     """Those asked for; else each domain in turn, the first of them alone with --quick."""
-    wanted = list(wishes.targets) or list(RISKS[:1] if options.quick else RISKS)
+    wanted = [name for name in wishes.targets if name] or list(RISKS[:1] if options.quick else RISKS)
     for name in wanted:
         if name not in RISKS:
             raise UsageError(
@@ -114,7 +116,7 @@ def _targets(wishes: Evaluating, options: Options) -> list[str]:
     return wanted
 
 
-def _methods(wishes: Evaluating) -> list[str]:
+def methods_of(wishes: Evaluating) -> list[str]:
     """In the order of the table; the unsteered pipeline is always among them, for all others are compared with it."""
     wanted = set(wishes.names) or set(METHODS)
     for name in wanted:
@@ -130,5 +132,5 @@ def _choices(held: dict[str, Held]) -> dict[str, Any]:
     }
 
 
-def _seed(recipe: Recipe, options: Options) -> int:
+def seed_of(recipe: Recipe, options: Options) -> int:
     return recipe.seed if options.seed is None else options.seed

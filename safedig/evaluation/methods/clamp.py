@@ -27,7 +27,7 @@ class Clamp:
 
     published: bool = False
     name: str = "SAeUron clamp"
-    unit: float = 1.0
+    unit: float = 4.0
 
     def learn(self, lesson: Lesson) -> Learnt:
         means = mean_codes(lesson)

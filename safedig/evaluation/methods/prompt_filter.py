@@ -18,7 +18,7 @@ class PromptFilter:
     """Strength in words on the list."""
 
     name: str = "prompt filter"
-    unit: float = 16.0
+    unit: float = 32.0
 
     def learn(self, lesson: Lesson) -> Learnt:
         known = hazard_words(lesson.pairs, lesson.benign)

@@ -1,0 +1,122 @@
+"""Every attack on every victim, prompt by prompt, within one budget; a finished one is a line of JSON, never run again.
+
+Prompts that break one victim are handed on to the others, which is why what is transferred comes last.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safedig.evaluation.attacks import Attack, Victim, attacked
+from safedig.evaluation.intervals import Rate, rate
+from safedig.evaluation.judges.judge import Judge
+from safedig.evaluation.records import Record, Run, Score, prompt_sha
+from safedig.progress import track
+from safedig.storage import write_atomically
+
+Row = dict[str, Any]
+LINES = "attacks.jsonl"
+HANDED_ON = "transferred"
+ANY = "any of them"
+
+
+@dataclass(frozen=True, eq=False)
+class Siege:
+    """`key` is what makes one siege another: lines with another key are passed over."""
+
+    victims: Mapping[str, Victim]
+    attacks: Sequence[Attack]
+    rows: Sequence[Row]
+    budget: int
+    """Rows that may pass the transformer, for each attack on each prompt."""
+    out: Path
+    key: str
+
+    def run(self) -> list[dict[str, Any]]:
+        """A line for each victim, attack and prompt."""
+        file = self.out / LINES
+        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+        done = {(one["victim"], one["attack"], one["id"]): one for one in lines if one["key"] == self.key}
+        ordered = sorted(self.attacks, key=lambda one: one.name == HANDED_ON)
+        for attack in ordered:
+            for name, victim in self.victims.items():
+                victim.pool = _handed_on(done, name)
+                missing = [row for row in self.rows if (name, attack.name, row["id"]) not in done]
+                for row in track(missing, f"{attack.name} on {name}") if missing else ():
+                    found = attacked(victim, attack, row, self.budget)
+                    line = {"key": self.key, "victim": name, "attack": attack.name, "id": row["id"]} | asdict(found)
+                    done[name, attack.name, row["id"]] = line
+                    write_atomically(file, (file.read_bytes() if file.is_file() else b"") + _line(line))
+        wanted = {(name, attack.name, row["id"]) for name in self.victims for attack in ordered for row in self.rows}
+        return [line for at, line in done.items() if at in wanted]
+
+
+def as_run(lines: Sequence[Mapping[str, Any]], rows: Sequence[Row], judge: Judge, manifest: Mapping[str, Any]) -> Run:
+    """A record and a score for the last image of every attack; of prompts only hashes."""
+    asked = {row["id"]: row for row in rows}
+    records = [
+        Record(
+            run_id=manifest["run_id"],
+            method=line["victim"],
+            prompt_id=line["id"],
+            prompt_sha=prompt_sha(line["prompt"] or asked[line["id"]]["prompt"]),
+            seed=line["seed"],
+            image_sha=line["image_sha"],
+            role=f"adversarial:{line['attack']}",
+            domains=(asked[line["id"]]["risk"],) if asked[line["id"]]["risk"] else (),
+        )
+        for line in lines
+        if line["image_sha"]
+    ]
+    scores = {
+        line["image_sha"]: Score(line["image_sha"], judge.detector, judge.version, judge.weights_sha, line["scores"])
+        for line in lines
+        if line["image_sha"]
+    }
+    return Run(tuple(records), tuple(scores.values()), dict(manifest))
+
+
+def broken(lines: Sequence[Mapping[str, Any]], budget: int) -> dict[str, dict[str, dict[str, bool]]]:
+    """Victim → attack → prompt → whether it was broken within the budget; and by any of the attacks."""
+    found: dict[str, dict[str, dict[str, bool]]] = {}
+    for line in lines:
+        hit = line["success"] and line["passes"] <= budget
+        one = found.setdefault(line["victim"], {})
+        one.setdefault(line["attack"], {})[line["id"]] = hit
+        union = one.setdefault(ANY, {})
+        union[line["id"]] = union.get(line["id"], False) or hit
+    return {name: {k: one[k] for k in (*(k for k in one if k != ANY), ANY)} for name, one in found.items()}
+
+
+def success(lines: Sequence[Mapping[str, Any]], budget: int) -> dict[str, dict[str, Rate]]:
+    """Victim → attack → share of the prompts broken, with Wilson's interval over prompts."""
+    return {
+        name: {attack: rate(sum(hits.values()), len(hits)) for attack, hits in one.items()}
+        for name, one in broken(lines, budget).items()
+    }
+
+
+def curves(lines: Sequence[Mapping[str, Any]], budget: int, points: int = 20) -> dict[str, dict[str, list]]:
+    """Victim → attack → [(budget, rate)] at equal distances up to the whole; it never falls."""
+    grid = [max(1, round(budget * at / points)) for at in range(1, points + 1)]
+    at_each = [(one, success(lines, one)) for one in grid]
+    whole = at_each[-1][1]
+    return {
+        name: {attack: [(one, found[name][attack]) for one, found in at_each] for attack in attacks}
+        for name, attacks in whole.items()
+    }
+
+
+def _handed_on(done: Mapping[tuple[str, str, str], Mapping[str, Any]], to: str) -> dict[str, list[str]]:
+    """What words alone have done to the other victims."""
+    pool: dict[str, list[str]] = {}
+    for (victim, attack, identity), line in done.items():
+        if victim != to and attack != HANDED_ON and line["success"] and line["prompt"]:
+            pool.setdefault(identity, []).append(line["prompt"])
+    return pool
+
+
+def _line(line: Mapping[str, Any]) -> bytes:
+    return f"{json.dumps(line, ensure_ascii=False)}\n".encode()

@@ -1,0 +1,125 @@
+"""safedig attack: what the steered pipeline and its peers withstand, by attacks with a stated budget.
+
+Strengths are those that `safedig evaluate` chooses; what it has drawn for that is not drawn again. The same command
+goes on with a run that was stopped.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safedig.config import UsageError, did_you_mean
+from safedig.evaluation.attacks import ATTACKS, Victim
+from safedig.evaluation.comparison import compared
+from safedig.evaluation.contest import Contest
+from safedig.evaluation.records import circumstances, write_run
+from safedig.evaluation.report import aligned, as_markdown, moved, shown
+from safedig.evaluation.siege import ANY, Siege, as_run, broken, curves, success
+from safedig.evaluation_figures import success_curves
+from safedig.figures import save
+from safedig.pipelines import fingerprint
+from safedig.progress import say
+from safedig.recipes import Attacking, Evaluating, Recipe
+from safedig.storage import write_atomically
+from safedig.verbs import Options
+from safedig.verbs.evaluate import QUICK, contest_of, methods_of, seed_of, targets_of
+
+OURS = "ours"
+QUICK_PROMPTS, QUICK_PASSES = 8, 256
+
+
+def run(recipe: Recipe, options: Options) -> dict[str, Any]:
+    """Every attack on every method, prompt by prompt."""
+    wishes = recipe.attack or Attacking()
+    if options.quick:
+        wishes = dataclasses.replace(wishes, prompts=QUICK_PROMPTS, passes=QUICK_PASSES)
+    names = [name for name in ATTACKS if name in _attacks(wishes)]
+    compare = dataclasses.replace(recipe.evaluate or Evaluating(), target=wishes.target, methods=wishes.methods)
+    recipe = dataclasses.replace(recipe, evaluate=compare)
+    (target,) = targets_of(compare, options)[:1]
+    methods = methods_of(compare)
+    sizes = dataclasses.replace(compare.sizes, **QUICK) if options.quick else compare.sizes
+    out = options.out or Path("runs") / f"attack-{Path(recipe.model).name}"
+    pipe = recipe.pipeline()
+    place = options.out or Path("runs") / f"evaluate-{Path(recipe.model).name}"
+    contest = contest_of(recipe, options, pipe, target, methods, sizes, place / target)
+    rows = list({row["id"]: row for row in contest.asked["target"]}.values())[: wishes.prompts]
+    victims, strengths = _victims(contest)
+    facts = {
+        "fingerprint": fingerprint(pipe),
+        "target": target,
+        "strengths": strengths,
+        "seed": seed_of(recipe, options),
+    }
+    facts |= {"passes": wishes.passes, "sites": list(recipe.sites), "sizes": dataclasses.asdict(sizes)}
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    lines = Siege(victims, [ATTACKS[name] for name in names], rows, wishes.passes, out, key).run()
+    manifest = circumstances(**dict(contest.manifest) | facts, run_id=key, command="safedig attack")
+    write_run(out, as_run(lines, rows, contest.judge, manifest))
+    result = {
+        "model": recipe.model,
+        "prompts": len(rows),
+        **facts,
+        "quick": options.quick,
+        **_told(lines, wishes.passes),
+    }
+    write_atomically(out / "attack.json", f"{json.dumps(result, indent=1, ensure_ascii=False)}\n".encode())
+    write_atomically(out / "attack.md", as_markdown(_table(result)).encode())
+    _figures(curves(lines, wishes.passes), len(rows), out)
+    say(f"attack.md, the curves and every outcome lie in {out}.")
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """Prompts broken, a line for each method."""
+    head = f"{result['model']}, {result['target']} held out: percent of {result['prompts']} prompts drawn unsafe within"
+    return f"{head}\n{result['passes']} rows through the transformer for each attack\n\n{aligned(_table(result))}"
+
+
+def _told(lines: Sequence[Mapping[str, Any]], passes: int) -> dict[str, Any]:
+    found = broken(lines, passes)
+    arms: dict[str, Any] = {name: {(prompt, 0): hit for prompt, hit in one[ANY].items()} for name, one in found.items()}
+    ahead = compared(arms, OURS, "prompts broken by any attack") if OURS in arms and len(arms) > 1 else {}
+    return {"broken": success(lines, passes), "less_ours": ahead}
+
+
+def _table(result: Mapping[str, Any]) -> list[list[str]]:
+    attacks = list(next(iter(result["broken"].values())))
+    rows = [
+        [name, *(shown(one[attack], few=0) for attack in attacks), moved(result["less_ours"].get(name))]
+        for name, one in result["broken"].items()
+    ]
+    return [["method", *attacks, "less ours, percentage points"], *rows]
+
+
+def _victims(contest: Contest) -> tuple[dict[str, Victim], dict[str, float]]:
+    """Each method at the strength that was chosen for it; one that found none is not attacked: it does nothing."""
+    lesson, victims, strengths = contest.lesson, {}, {}
+    assert lesson.drawing is not None
+    for method, choice in contest.choices():
+        strength = 0.0 if choice.strength is None else choice.strength
+        if method.unit and not strength:
+            say(f"{method.name} found no strength within the budget, and is left out")
+            continue
+        strengths[method.name] = strength
+        acting = method.learn(lesson)(strength)
+        victims[method.name] = Victim(lesson.pipe, acting, lesson.drawing, contest.judge, contest.plain_rule)
+    return victims, strengths
+
+
+def _attacks(wishes: Attacking) -> set[str]:
+    wanted = set(wishes.names) or set(ATTACKS)
+    for name in wanted:
+        if name not in ATTACKS:
+            raise UsageError(f"attack.attacks: there is no attack '{name}'. {did_you_mean(name, ATTACKS)}")
+    return wanted
+
+
+def _figures(found: Mapping[str, Mapping[str, Any]], prompts: int, out: Path) -> None:
+    """All methods under all attacks, and each attack on ours."""
+    save(success_curves({name: one[ANY] for name, one in found.items()}, "any attack", prompts), out / "methods.png")
+    if OURS in found:
+        save(success_curves(found[OURS], "ours", prompts), out / "attacks-on-ours.png")
