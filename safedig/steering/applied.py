@@ -51,6 +51,7 @@ class Live:
         self.passed = 0
         self.touched: int | Tensor = 0
         self._seen: list[tuple[Context, Tensor, Tensor, Tensor]] = []
+        self._last: tuple[Tensor, tuple[Row, ...], list[bool], Tensor, Tensor] | None = None
 
     def begin(self) -> None:
         """A call of the pipeline begins."""
@@ -61,11 +62,25 @@ class Live:
         if not steered:
             return None
         self.rule = self.rule.to(x.device)
-        out, open_, delta = self.rule(x, context)
+        open_, delta = self._decided(x, context)
+        out = self.rule.applied(x, open_, delta)
         self.passed += steered * x.shape[1]
         self.touched = self.touched + open_.sum()
         self._seen.append((context, open_, delta.norm(dim=-1), vector_norm(x, dim=-1, dtype=torch.float32)))
         return out
+
+    def _decided(self, x: Float[Tensor, "batch token d"], context: Context) -> tuple[Tensor, Tensor]:
+        """What the rule decides; where only the prompt passes, it is the same in every step and is decided once.
+
+        A guard reads σ, so that nothing is kept where there is one.
+        """
+        steered, last = self.rule.gate.steered(context), self._last
+        if last is not None and last[1:3] == (context.rows, steered) and torch.equal(last[0], x):
+            return last[3:]
+        open_, delta = self.rule.decided(x, context)
+        if not context.site.family and self.rule.guard is None:
+            self._last = (x, context.rows, steered, open_, delta)
+        return open_, delta
 
     def touches(self) -> Iterator[Touch]:
         """Each image in each step of the last call, in the rows that are steered."""

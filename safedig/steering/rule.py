@@ -38,14 +38,27 @@ class Rule:
         self, x: Float[Tensor, "batch token d_in"], context: Context
     ) -> tuple[Float[Tensor, "batch token d_in"], Bool[Tensor, "batch token"], Float[Tensor, "batch token d_in"]]:
         """What goes on, the tokens that the gate has opened for, and what was added to these, in float32."""
+        open_, delta = self.decided(x, context)
+        return self.applied(x, open_, delta), open_, delta
+
+    def decided(
+        self, x: Float[Tensor, "batch token d_in"], context: Context
+    ) -> tuple[Bool[Tensor, "batch token"], Float[Tensor, "batch token d_in"]]:
+        """The tokens that the gate opens for, and what is to be added to these."""
         a = x.float()
-        z = self.encoder(a)
-        dose = self.material.dose
+        z, dose = self.encoder(a), self.material.dose
         open_ = self.gate(z if dose is None else dose(z)[..., None], context)
         delta = self.delta(a, z, open_)
-        if self.guard is not None:
-            delta = self.guard(a, delta, context.sigma)
-        return torch.where(open_[..., None], (a + delta).to(x.dtype), x), open_, delta
+        return open_, delta if self.guard is None else self.guard(a, delta, context.sigma)
+
+    def applied(
+        self,
+        x: Float[Tensor, "batch token d_in"],
+        open_: Bool[Tensor, "batch token"],
+        delta: Float[Tensor, "batch token d_in"],
+    ) -> Float[Tensor, "batch token d_in"]:
+        """The same bits where it is closed."""
+        return torch.where(open_[..., None], (x.float() + delta).to(x.dtype), x)
 
     def delta(
         self,
