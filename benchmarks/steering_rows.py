@@ -1,0 +1,172 @@
+"""The rows of the steering table: ours, what is left when a part of it is left out, and the usual alternatives.
+
+A row says how it is made from what a fold has learnt, and which settings are tried on the source's prompts.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from steering_folds import FIXED, POOLED, TXT, Fold
+from torch import Tensor
+
+from safedig.activations.pairs import Pair, Pairing
+from safedig.evaluation.methods.method import AtSites
+from safedig.features import Dose, Features, Weighing, fit_counterparts, weigh
+from safedig.hooks import Context
+from safedig.sae.options import SAEOptions
+from safedig.sae.train import train
+from safedig.sites import Site
+from safedig.steering.conformal import calibrated
+from safedig.steering.edits import Blend, Edit, Repel, Replace
+from safedig.steering.rule import Rule
+from safedig.steering.steering import Steering
+
+Make = Callable[[Fold], Callable[[float], Any]]
+"""From a fold to what acts at a setting: something with `.apply(pipe)`."""
+NEAREST, STRENGTHS = (1.0, 4.0, 8.0), (0.5, 1.0, 1.5, 2.0)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the table."""
+
+    make: Make
+    settings: tuple[float, ...] = (1.0,)
+    """Of which the one with the most clean pictures of the source is taken; the same for all folds."""
+    whole: bool = False
+    """Whether it is measured on all prompts that are reported; the others on half of them."""
+
+
+@cache
+def features(fold: Fold, adapted: bool, sites: tuple[Site, ...] = (TXT,)) -> dict[Site, Features]:
+    return fold.features(adapted, sites)
+
+
+@cache
+def counterparts(fold: Fold, adapted: bool, sites: tuple[Site, ...] = (TXT,)) -> Any:
+    return fold.counterparts(adapted, features(fold, adapted, sites))
+
+
+@cache
+def contrast(fold: Fold, adapted: bool) -> Any:
+    return fold.contrast(adapted, features(fold, True))
+
+
+@cache
+def reconstruction(fold: Fold) -> Any:
+    return fold.reconstruction(features(fold, True))
+
+
+@cache
+def with_prototypes(fold: Fold) -> dict[Site, Features]:
+    return fold.prototypes(features(fold, True))
+
+
+def ours(fold: Fold, adapted: bool = True, sites: tuple[Site, ...] = (TXT,), gate: bool = True) -> Callable:
+    """Tokens of an image that the weighed codes open are replaced by what stood in a safe twin; setting: `nearest`."""
+    found, known = features(fold, adapted, sites), counterparts(fold, adapted, sites)
+    opened = found if gate else {site: replace(one, threshold=float("-inf")) for site, one in found.items()}
+    saes = {site: fold.saes[site] for site in sites}
+
+    def at(nearest: float) -> Steering:
+        edit = Replace(by="counterparts", nearest=int(nearest))
+        return Steering(saes, opened, [edit], counterparts=known, scope="image")
+
+    return at
+
+
+def edited(fold: Fold, edits: Callable[[float], list[Edit]], saes: Callable[[Fold], Any]) -> Callable:
+    """Other edits under the same gate; setting: their strength."""
+    made, banks, other = saes(fold), with_prototypes(fold), reconstruction(fold)
+    return lambda strength: Steering(made, banks, edits(strength), reconstruction=other, scope="image")
+
+
+def paper(fold: Fold) -> Callable:
+    """The published formulas with β = γ = 0.2, for all tokens, without a gate."""
+    found = {site: replace(one, threshold=float("-inf"), dose=None) for site, one in with_prototypes(fold).items()}
+    edits = [Repel(0.2, "paper"), Blend(0.2, "paper")]
+    other = reconstruction(fold)
+    return lambda _: Steering(contrast(fold, True), found, edits, reconstruction=other)
+
+
+def mean_difference(fold: Fold, gated: bool) -> Callable:
+    """a' = a − s · mean Δ in the conditional rows, of all images or of those that our gate opens for."""
+    total, count = 0.0, 0
+    acts = fold.learnt_from(True, stand_ins=True).at(TXT)
+    pairing = Pairing(acts)
+    for batch in acts:
+        for pair in map(Pair.aligned, pairing.add(batch)):
+            total, count = total + (pair.harmful.double() - pair.safe.double()).sum(0), count + len(pair.harmful)
+    vector = (total / count).float()  # type: ignore[union-attr]
+    rule = ours(fold)(1.0).rules[TXT]
+
+    def act(strength: float, x: Float[Tensor, "batch token d"], context: Context) -> Tensor:
+        open_ = _opens(rule, x, context) if gated else torch.ones_like(x[..., 0], dtype=torch.bool)
+        cond = torch.tensor([row == "cond" for row in context.rows])[:, None]
+        return torch.where((open_ & cond)[..., None], x - strength * vector, x)
+
+    return lambda strength: AtSites({TXT: partial(act, strength)})
+
+
+def _opens(rule: Rule, x: Float[Tensor, "batch token d"], context: Context) -> Tensor:
+    z, dose = rule.encoder(x.float()), rule.material.dose
+    return rule.gate(z if dose is None else dose(z)[..., None], context)
+
+
+def random_features(fold: Fold) -> Callable:
+    """As many latents, drawn by lot, repelled with their own reconstruction rows: a control."""
+    found, b = features(fold, True)[TXT], fold.world.budget
+    some = torch.randperm(fold.saes[TXT].d_sae, generator=torch.Generator().manual_seed(b.seed))[: len(found)]
+    plain = Features(some, 0.0, found.ratio, found.support, dose=Dose.of(torch.ones(len(some))))
+    quiet = fold.world.inputs.of(fold.world.quiet)
+    by_lot = calibrated({TXT: plain}, fold.saes, quiet, epsilon=b.epsilon, delta=b.delta)
+    return lambda strength: Steering({TXT: fold.saes[TXT]}, by_lot, [Repel(strength)], scope="image")
+
+
+def fixed(fold: Fold, name: str) -> Callable:
+    """Ours at a site that was not routed to, learnt from what passes it at every step."""
+    site, world, b = FIXED[name], fold.world, fold.world.budget
+    n = 2 * b.fixed
+    pairs = [row for risk in fold.sources for row in world.stand_ins[risk][:n]] + world.few[fold.target][:n]
+    acts = world.inside.of(pairs + world.benign[: 4 * n]).at(site)
+    saes = train(acts, options=SAEOptions(expansion=b.expansion, k=b.k, steps=b.steps))
+    q = b.quiet // 2
+    quiet = world.inside.of([*world.quiet[:q], *world.quiet[-q:]])
+    found = calibrated(weigh(saes, acts, weighing=Weighing()), saes, quiet, epsilon=b.epsilon, delta=b.delta)
+    known = fit_counterparts(saes, acts, found)
+
+    def at(nearest: float) -> Steering:
+        return Steering(
+            saes, found, [Replace(by="counterparts", nearest=int(nearest))], counterparts=known, scope="image"
+        )
+
+    return at
+
+
+LINES: dict[str, Line] = {
+    "ours": Line(ours, NEAREST, whole=True),
+    "ours, no target data": Line(partial(ours, adapted=False), NEAREST, whole=True),
+    "ours, mood cue off": Line(ours, NEAREST, whole=True),
+    "without gate": Line(partial(ours, gate=False), NEAREST),
+    "two sites: pooled vector too": Line(partial(ours, sites=(TXT, POOLED)), NEAREST),
+    "fixed site: pooled vector": Line(partial(ours, sites=(POOLED,)), NEAREST),
+    "fixed site: middle block": Line(partial(fixed, name="middle block"), (4.0,)),
+    "fixed site: most decodable inert": Line(partial(fixed, name="most decodable inert site"), (4.0,)),
+    "Repel": Line(partial(edited, edits=lambda s: [Repel(s)], saes=lambda f: contrast(f, True)), STRENGTHS),
+    "Repel, source contrast alone": Line(
+        partial(edited, edits=lambda s: [Repel(s)], saes=lambda f: contrast(f, False)), STRENGTHS
+    ),
+    "Repel, reconstruction adapted": Line(partial(edited, edits=lambda s: [Repel(s)], saes=reconstruction), STRENGTHS),
+    "Blend": Line(partial(edited, edits=lambda s: [Blend(s)], saes=lambda f: contrast(f, True)), (0.5, 1.0)),
+    "Repel and Blend": Line(
+        partial(edited, edits=lambda s: [Repel(s), Blend(0.5)], saes=lambda f: contrast(f, True)), STRENGTHS
+    ),
+    "paper form, γ = β = 0.2": Line(paper),
+    "mean difference, ungated": Line(partial(mean_difference, gated=False), (2.0, 4.0, 8.0)),
+    "mean difference, gated": Line(partial(mean_difference, gated=True), (4.0, 8.0, 16.0)),
+    "random features": Line(random_features, (1.0, 2.0)),
+}
