@@ -230,6 +230,14 @@ def test_memory_is_linear_in_the_set_and_nothing_is_tiled():
     assert Largest.numel == 8 * 1000  # the batch itself; [8, 64, 1000] would be 512,000
 
 
+def test_it_is_moved_to_a_device_once_and_what_lies_on_disk_stays_there():
+    made = NegationSet(latents(3, 4))
+    assert made.to("cpu") is made
+    moved = made.to("meta")
+    assert moved is made.to("meta") and moved.shape == made.shape and len(moved) == 3
+    assert {part.device.type for part in (*moved._parts, *moved._squares)} == {"meta"}
+
+
 def test_an_empty_set_has_no_distances():
     made = NegationSet(torch.zeros(0, 4))
     assert len(made) == 0 and made.squared_distances(latents(2, 4)).shape == (2, 0)

@@ -37,7 +37,7 @@ def _positive(width: float) -> None:
 class Kernel(Protocol):
     def log_q(self, images: NegationSet, at: Moment) -> Float[Tensor, "batch n"]: ...
 
-    def log_weights(self, images: NegationSet, at: Moment) -> Float[Tensor, "batch n"]:
+    def log_weights(self, images: NegationSet, at: Moment, log_q: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
         """Up to a constant of each sample: by how much each image counts in their mean."""
         ...
 
@@ -51,8 +51,8 @@ class Exact:
         d2 = images.squared_distances(at.x, at.mixing.alpha)
         return -d2 / (2 * variance) - images.d / 2 * log(2 * pi * variance)
 
-    def log_weights(self, images: NegationSet, at: Moment) -> Float[Tensor, "batch n"]:
-        return self.log_q(images, at)
+    def log_weights(self, images: NegationSet, at: Moment, log_q: Tensor) -> Float[Tensor, "batch n"]:
+        return log_q
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class Tempered:
     def log_q(self, images: NegationSet, at: Moment) -> Float[Tensor, "batch n"]:
         return -images.squared_distances(at.x0) / (2 * self.width**2 * images.d)
 
-    def log_weights(self, images: NegationSet, at: Moment) -> Float[Tensor, "batch n"]:
-        return self.log_q(images, at)
+    def log_weights(self, images: NegationSet, at: Moment, log_q: Tensor) -> Float[Tensor, "batch n"]:
+        return log_q
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,8 +97,8 @@ class Semantic:
             own = self._known[at] = self._of(at.x0.unflatten(1, at.shape).split(64))
         return -known.to(own.device).squared_distances(own) / (2 * self.width**2 * known.d)
 
-    def log_weights(self, images: NegationSet, at: Moment) -> Float[Tensor, "batch n"]:
-        return self.log_q(images, at) + self.within.log_q(images, at)
+    def log_weights(self, images: NegationSet, at: Moment, log_q: Tensor) -> Float[Tensor, "batch n"]:
+        return log_q + self.within.log_q(images, at)
 
     @torch.no_grad()
     def _of(self, latents: Any) -> Float[Tensor, "n d_features"]:
@@ -110,12 +110,18 @@ class Semantic:
 
 def log_density(kernel: Kernel, images: NegationSet, at: Moment) -> Float[Tensor, " batch"]:
     """log p̂(x) = logsumexp_n log q(x | z_n) − log N."""
-    return kernel.log_q(images, at).logsumexp(1) - log(len(images))
+    return mean_density(kernel.log_q(images, at))
 
 
-def expected(kernel: Kernel, images: NegationSet, at: Moment) -> Float[Tensor, "batch d"]:
+def mean_density(log_q: Float[Tensor, "batch n"]) -> Float[Tensor, " batch"]:
+    return log_q.logsumexp(1) - log(log_q.shape[1])
+
+
+def expected(
+    kernel: Kernel, images: NegationSet, at: Moment, log_q: Float[Tensor, "batch n"]
+) -> Float[Tensor, "batch d"]:
     """E[x0 | x] if it is one of these images: Σ_n z_n q(x | z_n) / Σ_n q(x | z_n)."""
-    weights = kernel.log_weights(images, at).softmax(1)
+    weights = kernel.log_weights(images, at, log_q).softmax(1)
     weights = weights.where(weights > _FAINT * weights.amax(1, keepdim=True), 0.0)
     return images.mean(weights / weights.sum(1, keepdim=True))
 

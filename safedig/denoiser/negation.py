@@ -85,6 +85,7 @@ class NegationSet:
     def _fill(self, parts: Sequence[Part]) -> None:
         self._parts = list(parts)
         self._squares = [_read(part).square().sum(1) for part in self._parts]
+        self._elsewhere: dict[torch.device, NegationSet] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._squares))
@@ -95,14 +96,16 @@ class NegationSet:
         return prod(self.shape)
 
     def to(self, device: torch.device | str) -> "NegationSet":
-        """The same set on a device; one on disk stays there, and is read to where it is wanted."""
-        if all(squares.device == torch.device(device) for squares in self._squares):
+        """The same set on a device, moved there once; one on disk stays there, and is read to where it is wanted."""
+        place = torch.device(device)
+        if all(squares.device == place for squares in self._squares):
             return self
-        moved = NegationSet.__new__(NegationSet)
-        moved.shape, moved.frame = self.shape, self.frame
-        moved._parts = [part.to(device) if isinstance(part, Tensor) else part for part in self._parts]
-        moved._squares = [squares.to(device) for squares in self._squares]
-        return moved
+        if place not in self._elsewhere:
+            moved = self._elsewhere[place] = NegationSet.__new__(NegationSet)
+            moved.shape, moved.frame, moved._elsewhere = self.shape, self.frame, {}
+            moved._parts = [part.to(place) if isinstance(part, Tensor) else part for part in self._parts]
+            moved._squares = [squares.to(place) for squares in self._squares]
+        return self._elsewhere[place]
 
     def parts(self) -> Iterator[Float[Tensor, "part *latent"]]:
         """The latents, a part after the other."""

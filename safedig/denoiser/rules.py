@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from jaxtyping import Float
 from torch import Tensor
 
-from .kernels import Kernel, Moment, expected, log_density
+from .kernels import Kernel, Moment, expected, mean_density
 from .negation import NegationSet
 from .threshold import Threshold
 
@@ -40,12 +40,12 @@ class Push:
 
 def theory(at: Moment, how: Sizes) -> Push:
     """x̂0 + β (x̂0 − E_unsafe) (arXiv 2502.08011, theorem 3.2)."""
-    near = log_density(how.kernel, how.negation, at)
-    beta = how.threshold.log_beta(near, how.kernel, at).exp().nan_to_num(nan=0.0, posinf=how.limit)
+    log_q = how.kernel.log_q(how.negation, at)
+    beta = how.threshold.log_beta(mean_density(log_q), how.kernel, at).exp().nan_to_num(nan=0.0, posinf=how.limit)
     beta = how.strength * beta.clamp(max=how.limit).where(beta >= how.floor, 0.0)
     if not beta.any():
         return Push(at.x0, beta)
-    return Push(at.x0 + beta[:, None] * (at.x0 - expected(how.kernel, how.negation, at)), beta)
+    return Push(at.x0 + beta[:, None] * (at.x0 - expected(how.kernel, how.negation, at, log_q)), beta)
 
 
 def spell(at: Moment, how: Sizes) -> Push:

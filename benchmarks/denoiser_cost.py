@@ -1,0 +1,130 @@
+"""What the Safe Denoiser costs: beside drawing at tiny size, and beside one matrix product at FLUX's latent size.
+
+Everything is measured in pairs, one after the other, and the ratio of each pair is what counts.
+"""
+
+import argparse
+import json
+import resource
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import machine, spread
+
+from safedig.denoiser import NegationSet, SafeDenoiser, Tempered, Thresholds
+from safedig.denoiser.applied import Run
+from safedig.denoiser.kernels import Moment
+from safedig.denoiser.mixing import Mixing
+from safedig.denoiser.rules import theory
+from safedig.pipelines import Drawing, draw, load_pipeline
+from safedig.prompts import as_rows
+from safedig.storage import write_atomically
+from safedig.tiny import prompts
+
+D = 4096 * 64  # numbers in a FLUX latent of 1,024 × 1,024 pixels
+GATES = {"closed": -1e9, "open": 1e9}  # log β
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and negatives: that it runs")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "denoiser_cost.json")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rounds, negatives = (2, 64) if options.quick else (9, 500)
+    told = {"benchmark": "denoiser_cost", "machine": machine()}
+    told["drawing"] = {model: drawing(model, 1000, rounds) for model in ("tiny-sd3", "tiny-flux")}
+    told["one_step"] = one_step(negatives, rounds)
+    write_atomically(options.out, f"{json.dumps(told, indent=1)}\n".encode())
+    print(json.dumps({name: told[name] for name in ("drawing", "one_step")}, indent=1))
+
+
+def drawing(model: str, negatives: int, rounds: int) -> dict[str, Any]:
+    """Sixteen images with as many negatives on the pipeline, over as many without; seconds of the latter."""
+    pipe = load_pipeline(model)
+    options, rows = Drawing.of(pipe), as_rows(prompts("benign", "train", 0, 16))
+    shape = next(iter(draw(pipe, rows[:1], drawing=options, output_type="latent")))[1].shape[1:]
+    images = NegationSet(torch.randn(negatives, *shape, generator=torch.Generator().manual_seed(0)))
+    told: dict[str, Any] = {"negatives": negatives, "d": images.d}
+    for gate, log_beta in GATES.items():
+        made = SafeDenoiser(images, 1e-3, kernel=Tempered(), threshold=Thresholds((1.0,), (0.0,), (log_beta,)))
+
+        def once(one: SafeDenoiser | None) -> float:
+            with nullcontext() if one is None else one.apply(pipe):
+                return seconds(lambda: list(draw(pipe, rows, drawing=options)))
+
+        once(made)
+        pairs = [(once(None), once(made)) for _ in range(rounds)]
+        told[gate] = {
+            "ratio": spread([after / before for before, after in pairs]),
+            "seconds_without": spread([before for before, _ in pairs]),
+            "own_seconds": spread([inside(pipe, made, rows, options) for _ in range(rounds)]),
+        }
+        told[gate]["own_share"] = told[gate]["own_seconds"]["median"] / told[gate]["seconds_without"]["median"]
+    return told
+
+
+def inside(pipe: Any, made: SafeDenoiser, rows: list[dict[str, Any]], options: Drawing) -> float:
+    """Seconds that the denoiser itself takes while sixteen images are drawn."""
+    spent, whole = [], Run.step
+
+    def timed(self: Run, given: dict[str, Any]) -> dict[str, Any]:
+        started = time.perf_counter()
+        result = whole(self, given)
+        spent.append(time.perf_counter() - started)
+        return result
+
+    Run.step = timed
+    try:
+        with made.apply(pipe):
+            list(draw(pipe, rows, drawing=options))
+    finally:
+        Run.step = whole
+    return sum(spent)
+
+
+def one_step(negatives: int, rounds: int) -> list[dict[str, Any]]:
+    """A step over the product of the batch with all negatives that it cannot do without."""
+    images = NegationSet(torch.randn(negatives, D, generator=torch.Generator().manual_seed(0)))
+    (z,) = images._parts
+    assert isinstance(z, torch.Tensor)
+    told, started = [], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for batch in (1, 4):
+        near = z[:batch] + 0.1 * torch.randn(batch, D, generator=torch.Generator().manual_seed(1))
+        for gate, x0, width in (
+            ("closed", near, 0.15),
+            ("open", near, 0.15),
+            ("open, all negatives alike", near, 100.0),
+        ):
+            threshold = Thresholds((1.0,), (0.0,), (GATES[gate.split(",")[0]],))
+            how = SafeDenoiser(images, kernel=Tempered(width), threshold=threshold)._sizes
+            at = Moment(x0, x0, Mixing(0.5, 0.5, "velocity"), (D,))
+            product, step = partial(torch.matmul, x0, z.T), partial(theory, at, how)
+            pairs = [(seconds(product), seconds(step)) for _ in range(rounds + 1)][1:]
+            told.append(
+                {
+                    "batch": batch,
+                    "negatives": negatives,
+                    "d": D,
+                    "gate": gate,
+                    "ratio": spread([after / before for before, after in pairs]),
+                    "seconds_of_the_product": spread([before for before, _ in pairs]),
+                }
+            )
+    extra = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - started)
+    return [*told, {"bytes_of_the_set": 4 * negatives * D, "peak_bytes_beyond_it": extra}]
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
