@@ -1,6 +1,7 @@
 """The decoder that Repel reads: rows w_j for the harmful features M such that Σ_M z_j·w_j predicts what harm adds.
 
-Δ = h(harmful) − h(safe twin), token by token in text that is aligned, and 0 on benign tokens. Least squares of |M| unknowns, in closed form.
+Δ = h(harmful) − h(safe twin), token by token (text is aligned, word for word), and 0 on benign tokens. Least squares of
+|M| unknowns, in closed form.
 """
 
 from collections.abc import Mapping
