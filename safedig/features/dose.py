@@ -28,8 +28,8 @@ class Dose:
     @classmethod
     def of(cls, weights: Float[Tensor, " features"]) -> "Dose":
         """A weighted sum, without pairs."""
-        nothing, zero = torch.zeros(0), torch.tensor(0.0)
-        return cls(weights, zero, torch.zeros(0, 2, dtype=torch.long), nothing, zero, torch.ones_like(weights))
+        pairs, none = torch.zeros(0, 2, dtype=torch.long), torch.zeros(0)
+        return cls(weights, torch.tensor(0.0), pairs, none, torch.tensor(0.0), torch.ones_like(weights))
 
     def __call__(self, z: Float[Tensor, "batch token features"]) -> Float[Tensor, "batch token"]:
         """Of each token: the larger of its own dose and, where it holds a feature of the pairs, of what these say.

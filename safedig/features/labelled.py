@@ -31,7 +31,7 @@ class Labelled:
 def labelled(activations: Activations) -> Iterator[Labelled]:
     """The images of benign prompts, safe twins among them, and those of harmful prompts whose twin was recorded."""
     plain, pairing = benign(activations), Pairing(activations)
-    risk = {(row["id"], row["seed"]): row.get("risk", "") for row in activations.prompts}
+    risk = {(row["id"], row["seed"]): row.get("risk") or "unnamed" for row in activations.prompts}
     for batch in activations:
         for image, rows in batch.images():
             if image in plain:

@@ -69,7 +69,8 @@ def with_pairs(
     if len(at) < 2:
         return dose
     every = torch.combinations(at)
-    scaled = replace(dose, pairs=every, units=peaks[missed].mean(0).clamp(min=1e-6))
+    units = peaks[missed].mean(0).clamp(min=1e-6)
+    scaled = replace(dose, pairs=every, pair_weights=torch.zeros(len(every)), units=units)
     told = missed | ~harmful
     x = scaled.meeting(peaks[told]).double()
     y = missed[told].double()

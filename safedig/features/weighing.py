@@ -68,6 +68,7 @@ def _weighed(sae: SparseAutoencoder, activations: Activations, wanted: Weighing)
     gram = _Gram(len(candidates))
     for one in labelled(activations):
         gram.add(read(one.x), one)
+    gram.check(activations.sites[0])
     kept, weights = gram.solved(wanted)
     peaks = Peaks()
     for one in labelled(activations):
@@ -88,7 +89,7 @@ def _weighed(sae: SparseAutoencoder, activations: Activations, wanted: Weighing)
         "model": str(sae.metadata.get("model", "")),
     }
     fires = (peak[harmful][:, index] > 0).float().mean(0)
-    return Features(candidates[index], math.inf, dose.weights, fires, facts=facts, dose=dose)
+    return Features(candidates[index], math.inf, dose.weights.clone(), fires, facts=facts, dose=dose)
 
 
 def _candidates(sae: SparseAutoencoder, activations: Activations) -> Int[Tensor, " candidates"]:
@@ -123,6 +124,14 @@ class _Gram:
             rows = ones[which]
             self._square[name] = self._square.get(name, torch.zeros(self._size, self._size).double()) + rows.T @ rows
             self._count[name] += len(rows)
+
+    def check(self, site: Site) -> None:
+        """A `UsageError` where nothing at the site tells a domain's prompts from their twins."""
+        if silent := sorted(name for name, rows in self._count.items() if name and not rows):
+            raise UsageError(
+                f"At '{site}' no token of a prompt of {', '.join(silent)} differs from its safe twin's: leave the site "
+                "out, or record it where harm has come to."
+            )
 
     def solved(self, wanted: Weighing) -> tuple[Int[Tensor, " features"], Float[Tensor, " features"]]:
         """The latents whose weights matter most, and their weights when only they are asked. The intercept is dropped:

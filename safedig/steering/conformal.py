@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from ..activations.pairs import benign
@@ -40,8 +41,9 @@ def threshold(heights: Sequence[float], epsilon: float = 0.05, delta: float = 0.
             f"{n} benign prompts cannot vouch that at most {epsilon:.1%} are touched, with {1 - delta:.0%} confidence: "
             f"record at least {least(epsilon, delta)} of each kind, or loosen epsilon or delta."
         )
-    rank = next(k for k in range(1, n + 1) if beta.sf(epsilon, n + 1 - k, k) <= delta)
-    return sorted(heights)[rank - 1]
+    rank = np.arange(1, n + 1)
+    enough = beta.sf(epsilon, n + 1 - rank, rank) <= delta
+    return sorted(heights)[int(enough.argmax())]
 
 
 def calibrated(

@@ -89,7 +89,7 @@ def _draw_new(
             seen.add(ask.text)
             return ask, None
         candidates = (safe_twin(ask, rng, split, stand_in) for _ in range(50)) if _lacks(ask, stand_in) else ()
-        if twin := next((t for t in candidates if _split_of(t.text) == split), None):
+        if twin := next((t for t in candidates if _split_of(t.text) == split and hazard_of(t) is None), None):
             seen.add(ask.text)
             return ask, twin
     raise UsageError(
