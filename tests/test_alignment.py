@@ -8,7 +8,7 @@ import torch
 from safedig.activations.alignment import GAP, alignment
 from safedig.activations.pairs import Pair, Pairing
 from safedig.sites import Site
-from tests.phrases import recording, told, tokens
+from tests.phrases import recording, tokens, told
 
 TXT, IMG, POOLED = map(Site.parse, ("txt.embed", "transformer_blocks.0.img.resid_post", "pooled.embed"))
 

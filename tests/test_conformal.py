@@ -1,4 +1,4 @@
-"""What the thresholds guarantee holds over calibrations, for any distribution; the usual conformal quantile's does not."""
+"""What the thresholds guarantee holds over calibrations, for any distribution; the usual conformal quantile's is not."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""A dose adds up what single tokens say, and hears two features that meet in an image only from tokens that hold one."""
+"""A dose adds up what single tokens say, and hears two features that meet only from tokens that hold one of them."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import torch
 
 from safedig.features import Dose, Features, load_features, save_features
 from safedig.features.heights import Heights
-from tests.phrases import BOTTLE, CAR, CUP, GUN, SITE, TREE, features, known_dose, recording, sae, told, tokens
+from tests.phrases import BOTTLE, CAR, CUP, GUN, SITE, TREE, features, known_dose, recording, sae, tokens, told
 
 PHRASES = ("a gun", "a flame", "a bottle", "a car", "a bottle a car", "a gun a bottle", "a cup", "a tree")
 
