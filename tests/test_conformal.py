@@ -1,4 +1,4 @@
-"""What the thresholds guarantee holds over calibrations, for any distribution; the usual conformal quantile's is not."""
+"""What the thresholds guarantee holds over calibrations, whatever the distribution; a usual quantile does not."""
 
 import math
 from dataclasses import replace
