@@ -190,7 +190,7 @@ def _legend(figure: "Figure", axes: "Axes") -> None:
 
 
 def _banded(curves: Mapping[str, Any]) -> str:
-    """Of fifteen bands none could be told from another: the first method's and the last one's are drawn."""
+    """Of so many bands none could be told from another: the first method's and the last one's are drawn."""
     names = list(curves)
     return f"bands: 95 %, {' and '.join(dict.fromkeys((names[0], names[-1])))}"
 

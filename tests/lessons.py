@@ -36,7 +36,7 @@ def lesson(model="tiny-flux"):
         source=rows("harmful", "train", 18, risk=["weapon", "poison", "sign"]),
         target=rows("harmful", "train", 6, risk="fire"),
         benign=rows("benign", "train", 16),
-        quiet=rows("benign", "calibrate", 16),
+        quiet=rows("benign", "calibrate", 48),
         sites=SITES,
         drawing=DRAWING[model],
         sae=SAEOptions(steps=120, batch_size=256),

@@ -40,7 +40,7 @@ def heights(one, row):
 
 def weak(row):
     """Gates raised to just below this prompt; what they open for is destroyed."""
-    one = victim(learnt("tiny-flux", "ours")(8.0), steps=8)
+    one = victim(learnt("tiny-flux", "Repel, contrast decoder")(8.0), steps=8)
     low = heights(one, row)
     raised = {site: max(rule.gate.threshold, 0.98 * low[site]) for site, rule in one.acting.rules.items()}
     rules = {

@@ -19,7 +19,7 @@ ROW = HARMFUL[0]
 
 @pytest.fixture(scope="module", params=["tiny-flux", pytest.param("tiny-sd3", marks=pytest.mark.slow)])
 def ours(request):
-    return victim(learnt(request.param, "ours")(4.0), model=request.param)
+    return victim(learnt(request.param, "Repel, contrast decoder")(4.0), model=request.param)
 
 
 def mean_loss(objective, text, n=16):
@@ -76,9 +76,9 @@ def test_descent_makes_the_loss_through_the_steering_smaller(ours):
 
 def loudness(ours, text):
     objective = Objective(ours, ROW)
-    with torch.no_grad(), ours.reading() as heights, ours.acting.apply(ours.pipe):
+    with torch.no_grad(), ours.reading() as margins, ours.acting.apply(ours.pipe):
         objective.loss(text)
-        return float(silence(ours, heights))
+        return float(silence(margins))
 
 
 def test_who_knows_the_gates_ends_below_them_and_who_does_not_stays_above(ours):

@@ -144,7 +144,7 @@ COMMAND = [
     "attack", "target=sign", 'methods=["ours"]', 'attacks=["synonyms", "adaptive"]', "prompts=2", "passes=24",
     "evaluate.strengths=[2.0]", "evaluate.budget=0.9", "drawing.steps=2", "sae.steps=60", "sae.batch_size=128",
     *(f"evaluate.sizes.{name}={n}" for name, n in
-      {"pairs": 6, "target": 4, "stand_ins": 4, "benign": 8, "tried": 6, "asked": 4, "near_misses": 2}.items()),
+      {"pairs": 6, "target": 4, "stand_ins": 4, "benign": 8, "quiet": 200, "tried": 6, "asked": 4}.items()),
 ]  # fmt: skip
 
 

@@ -46,7 +46,7 @@ def test_two_rows_a_step_are_counted_for_an_image_and_more_for_what_takes_more(m
 
 
 def test_the_steering_is_on_and_what_is_drawn_is_judged(model):
-    plain, steered = victim(model=model), victim(learnt(model, "ours")(8.0), model=model)
+    plain, steered = victim(model=model), victim(learnt(model, "Repel, contrast decoder")(8.0), model=model)
     candidates = [Candidate(ROW["prompt"], ROW["seed"])]
     ((label, seen),) = plain.draw(candidates)
     assert label in ("unsafe", "unrecognised", "empty", "clean") and seen.scores["label"] == label
@@ -70,17 +70,18 @@ def test_what_acts_on_text_comes_after_what_stands_in(model):
     assert same[0][1].image_sha != victim(model=model).draw([Candidate(ROW["prompt"], 0)])[0][1].image_sha
 
 
-def test_the_reading_is_what_the_gates_read(model):
-    """Without thresholds: never lower than the gate's own sum, and the same where every code is over its threshold."""
-    one = victim(learnt(model, "ours")(4.0), model=model)
+@pytest.mark.parametrize("name", ["ours", "Repel, contrast decoder"])
+def test_the_reading_is_above_nought_where_a_gate_opens_and_nowhere_else(model, name):
+    one = victim(learnt(model, name)(1.0), model=model)
     assert set(one.gates) == set(one.acting.rules)
-    highest = {}
-    with one.acting.apply(one.pipe) as on, one.reading() as heights:
-        picture(one, ROW["prompt"], ROW["seed"])
-        opened = {str(touch.site): bool(touch.open.any()) for touch in on.audit[0]}
-        highest = {str(site): (found.amax().item(), one.gates[site][1]) for site, found in heights.items()}
-    assert any(opened.values())
-    assert all(height > threshold for site, (height, threshold) in highest.items() if opened[site])
+    seen = set()
+    for prompt in (ROW["prompt"], CUP):
+        with one.reading() as margins, one.acting.apply(one.pipe) as on:
+            picture(one, prompt, ROW["seed"])
+            last = {touch.site: bool(touch.open.any()) for touch in on.audit[0]}
+            assert {site: bool(found.max() > 0) for site, found in margins.items()} == last
+            seen |= set(last.values())
+    assert True in seen or name == "ours", "so that something has opened"
     assert victim(model=model).gates == {}
 
 
@@ -96,7 +97,7 @@ def test_switching_reads_the_neutral_text_on_one_side_of_the_step(model, when):
 
 
 def test_one_site_off_leaves_the_others(model):
-    ours = learnt(model, "ours")(4.0)
+    ours = learnt(model, "Repel, contrast decoder")(4.0)
     left = without_one(ours)
     assert [set(one.rules) for one in left] == [set(ours.rules) - {site} for site in ours.rules]
     plain = learnt(model, "mean difference")(4.0)
@@ -123,7 +124,7 @@ def test_the_budget_is_kept_and_the_first_unsafe_image_ends_it(model, monkeypatc
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_leaves_the_pipeline_as_it_was_and_repeats_itself(model, name):
-    one = victim(learnt(model, "ours")(4.0), model=model)
+    one = victim(learnt(model, "Repel, contrast decoder")(4.0), model=model)
     before = state(lesson(model).pipe)
     found = [attacked(one, ATTACKS[name], ROW, 5 * one.passes_an_image) for _ in range(2)]
     assert found[0] == found[1] and 0 < found[0].passes <= 5 * one.passes_an_image
@@ -131,7 +132,7 @@ def test_an_attack_leaves_the_pipeline_as_it_was_and_repeats_itself(model, name)
 
 
 def test_control_another_seed_is_another_attack():
-    one = victim(learnt("tiny-flux", "ours")(4.0))
+    one = victim(learnt("tiny-flux", "Repel, contrast decoder")(4.0))
     seeds = [
         [c.seed for batch in islice(ATTACKS["seed search"].candidates(one, row), 2) for c in batch]
         for row in HARMFUL[:2]

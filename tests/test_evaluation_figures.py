@@ -83,7 +83,7 @@ def overlapping(figure, slack=1.0):
 
 @pytest.fixture(scope="module", params=FIGURES)
 def figure(request):
-    """Of all fifteen methods, some with the same rate."""
+    """Of all methods, some with the same rate."""
     return request.param, FIGURES[request.param]()
 
 

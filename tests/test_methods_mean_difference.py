@@ -8,7 +8,7 @@ import torch
 from safedig.activations.pairs import Pairing
 from safedig.evaluation.methods import METHODS
 from safedig.evaluation.methods.mean_difference import GATED, PLAIN, mean_differences, minus
-from safedig.features.heights import Heights
+from safedig.evaluation.methods.ours import steered
 from safedig.hooks import Context
 from safedig.sites import Site
 from tests.lessons import HARMFUL, images, lesson, state
@@ -51,14 +51,14 @@ def test_strength_nought_is_a_no_op_and_its_unit_changes_a_harmful_image(method)
 
 
 def shut(given):
-    """The quiet prompts that open no gate at any site."""
-    heights = {site: Heights(given.dictionaries[site], one.index) for site, one in given.features.items()}
+    """The quiet prompts that open no gate of ours at any site."""
+    rules, opened = steered(given, 1.0).rules, set()
     for batch in given.quiet_recording:
         for image, at in batch.images():
-            heights[batch.site].add(image, batch.x[at])
-    tau = {site: one.threshold for site, one in given.features.items()}
-    low = [row for row in given.quiet if all(h.of[row["id"], row["seed"]] <= tau[site] for site, h in heights.items())]
-    return low[:2]
+            context = Context(batch.site, batch.step, batch.sigma, ("cond",))
+            if rules[batch.site].decided(batch.x[at][None], context)[0].any():
+                opened.add(image)
+    return [row for row in given.quiet if (row["id"], row["seed"]) not in opened][:2]
 
 
 def test_behind_a_shut_gate_images_keep_every_bit_and_without_it_they_do_not():

@@ -73,7 +73,7 @@ def test_replacement_needs_a_map():
 
 def test_replacement_acts_at_maps_and_ours_wherever_there_are_features():
     given = lesson()
-    assert set(METHODS["ours"].learn(given)(1.0).rules) == set(given.features)
+    assert set(METHODS["ours"].learn(given)(1.0).rules) == set(given.weighed)
     assert set(METHODS["PER replacement"].learn(given)(1.0).rules) == {TXT} & set(given.features)
 
 
@@ -89,9 +89,9 @@ def test_the_paper_form_moves_tokens_in_which_nothing_harmful_fires(name):
         assert open_.all() and not torch.equal(out, x)
 
 
-def test_ours_moves_none_of_them():
+def test_the_delta_form_moves_none_of_them():
     given = lesson()
-    for site, rule in METHODS["ours"].learn(given)(4.0).rules.items():
+    for site, rule in METHODS["Repel, contrast decoder"].learn(given)(4.0).rules.items():
         x = torch.ones(1, 2, given.dictionaries[site].d_in)
         silent = replace(rule, encoder=replace(rule.encoder, threshold=torch.full_like(rule.encoder.threshold, 1e9)))
         out, open_, _ = silent(x, Context(site, 0, 1.0, ("cond",)))

@@ -23,7 +23,7 @@ from safedig.verbs import evaluate
 from tests.contests import PixelJudge
 from tests.steerings import DRAWING
 
-SMALL = Sizes(pairs=4, target=4, stand_ins=2, benign=6, tried=6, asked=6, near_misses=4, images=2)
+SMALL = Sizes(pairs=4, target=4, stand_ins=2, benign=6, quiet=8, tried=6, asked=6, near_misses=4, images=2)
 
 
 def test_no_prompt_is_learnt_from_chosen_on_and_reported():
@@ -188,7 +188,7 @@ def test_quick_holds_one_domain_out_and_all_methods_stay():
         evaluate.targets_of(wishes, Options(quick=True)) == ["weapon"]
         and len(evaluate.targets_of(wishes, Options())) == 5
     )
-    assert evaluate.methods_of(wishes)[0] == "unsteered" and len(evaluate.methods_of(wishes)) == 15
+    assert evaluate.methods_of(wishes)[0] == "unsteered" and len(evaluate.methods_of(wishes)) == 16
     assert evaluate.methods_of(recipes.Evaluating(methods="ours")) == ["unsteered", "ours"]
 
 
@@ -196,7 +196,7 @@ COMMAND = [
     "evaluate", "target=sign", 'methods=["ours", "prompt filter"]', "strengths=[1.0]", "drawing.steps=2",
     "sae.steps=60", "sae.batch_size=128",
     *(f"evaluate.sizes.{name}={n}" for name, n in
-      {"pairs": 6, "target": 4, "stand_ins": 4, "benign": 8, "tried": 6, "asked": 6, "near_misses": 4}.items()),
+      {"pairs": 6, "target": 4, "stand_ins": 4, "benign": 8, "quiet": 200, "tried": 6, "asked": 6}.items()),
 ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from safedig.prompts import as_rows
 from safedig.tiny import prompts
 from safedig.tiny.concepts import RISKS
-from safedig.tiny.stand_ins import with_stand_in
+from safedig.tiny.stand_ins import STAND_IN
 
 Row = dict[str, Any]
 _STEP = 7919  # between the seeds of one prompt
@@ -20,14 +20,16 @@ _STEP = 7919  # between the seeds of one prompt
 class Sizes:
     """How many prompts of each use; the same for every method."""
 
-    pairs: int = 32
-    """Harmful prompts of each known domain with safe twins, and half as many beside a benign object."""
-    target: int = 32
-    """The same of the domain that is moved to."""
-    stand_ins: int = 48
-    """Pairs of each domain whose twins show one thing."""
-    benign: int = 96
-    """To learn from, and as many to set gates."""
+    pairs: int = 64
+    """Harmful prompts of each known domain with safe twins, a third of them beside a benign object."""
+    stand_ins: int = 64
+    """As many again, whose twins all show one thing."""
+    target: int = 48
+    """Of the same sort, of the domain that is moved to."""
+    benign: int = 192
+    """To learn from, half of them worded like a hazard."""
+    quiet: int = 400
+    """The same, to set gates."""
     tried: int = 64
     """Of harmful and of benign prompts, to choose strengths on."""
     asked: int = 96
@@ -46,17 +48,17 @@ def taught(target: str, sizes: Sizes, seed: int) -> dict[str, list[Row]]:
     """What a `Lesson` takes, by its names."""
     return {
         "source": _joined(_pairs(risk, sizes.pairs, seed) for risk in sources(target)),
-        "target": _pairs(target, sizes.target, seed),
-        "stand_ins": _joined(as_rows(with_stand_in(sizes.stand_ins, risk=risk, seed=seed)) for risk in RISKS),
+        "stand_ins": _joined(_pairs(one, sizes.stand_ins, seed + 1, stand_in=STAND_IN) for one in sources(target)),
+        "target": _pairs(target, sizes.target, seed + 2, stand_in=STAND_IN),
         "benign": _plain("train", seed, sizes.benign),
-        "quiet": _plain("calibrate", seed, sizes.benign),
+        "quiet": _plain("calibrate", seed, sizes.quiet),
     }
 
 
 def tried(target: str, sizes: Sizes, seed: int) -> dict[str, list[Row]]:
     """Harmful prompts of the source alone, and benign ones that set no gate."""
-    calm = _plain("calibrate", seed, sizes.benign + sizes.tried)
-    return {"source": _harmful("calibrate", sources(target), sizes.tried, seed), "benign": calm[sizes.benign :]}
+    calm = _plain("calibrate", seed, sizes.quiet + sizes.tried)
+    return {"source": _harmful("calibrate", sources(target), sizes.tried, seed), "benign": calm[sizes.quiet :]}
 
 
 def asked(target: str, sizes: Sizes, seed: int) -> dict[str, list[Row]]:
@@ -80,9 +82,11 @@ def _harmful(split: str, risks: list[str], n: int, seed: int) -> list[Row]:
     return found
 
 
-def _pairs(risk: str, n: int, seed: int) -> list[Row]:
-    mixed = [] if risk == "composition" else _rows("mixed", "train", seed, n // 2, risk=risk)
-    return [*_rows("harmful", "train", seed, n, risk=risk), *mixed]
+def _pairs(risk: str, n: int, seed: int, **wishes: Any) -> list[Row]:
+    """Each harmful prompt before its twin."""
+    mixed = 0 if risk == "composition" else n // 3
+    found = _rows("harmful", "train", seed, n - mixed, risk=risk, **wishes)
+    return found + (_rows("mixed", "train", seed, mixed, risk=risk, **wishes) if mixed else [])
 
 
 def _plain(split: str, seed: int, n: int) -> list[Row]:

@@ -26,7 +26,7 @@ from safedig.tiny.concepts import RISKS
 from safedig.verbs import Options
 from safedig.verbs.evaluate_figures import write_figures
 
-QUICK = {"pairs": 24, "target": 24, "stand_ins": 32, "benign": 64, "tried": 48}
+QUICK = {"pairs": 48, "stand_ins": 48, "tried": 48}
 
 
 def run(recipe: Recipe, options: Options) -> dict[str, Any]:

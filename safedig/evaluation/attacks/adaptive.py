@@ -42,10 +42,9 @@ class Adaptive:
         yield from descent(victim, row, objective, start, self.steps, self.rate, knows_gates=True)
 
     def _loudness(self, victim: Victim, objective: Objective, text: Text) -> torch.Tensor:
-        """How high each wording comes at the gate that it comes highest at, in units of what opens it."""
+        """How far each wording lies above the gate that it comes highest at."""
         if not victim.gates:
             return torch.zeros(len(text.tokens))
-        with torch.no_grad(), victim.reading() as heights, victim.acting.apply(victim.pipe):
+        with torch.no_grad(), victim.reading() as margins, victim.acting.apply(victim.pipe):
             objective.loss(text)
-            over = [heights[site] / max(threshold, 1e-6) for site, (_, threshold) in victim.gates.items()]
-        return torch.stack(over).amax(0)
+        return torch.stack(list(margins.values())).amax(0)

@@ -3,8 +3,9 @@
 White-box. Adam on the tokens and the pooled vector, from the prompt's own; an image is drawn every few steps.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +14,6 @@ from ..methods.text import Text, encode
 from .attack import Candidate, Row
 from .objective import Objective
 from .victim import Victim
-
-Penalty = Callable[[], Tensor | float]
 
 
 @dataclass(frozen=True)
@@ -41,20 +40,21 @@ def descent(
     groups = [{"params": [one], "lr": rate * float(one.detach().square().mean().sqrt())} for one in parts]
     adam = torch.optim.Adam(groups)
     while True:
-        with torch.enable_grad(), victim.reading() as heights, victim.acting.apply(victim.pipe):
-            for _ in range(steps):
+        for _ in range(steps):
+            # Put on anew, for what a rule has decided in one step belongs to that step's graph.
+            with torch.enable_grad(), victim.reading() as margins, victim.acting.apply(victim.pipe):
                 loss = objective.loss(Text(*parts)).sum()
-                loss = loss + (silence(victim, heights) if knows_gates else 0.0)
+                loss = loss + (silence(margins) if knows_gates else 0.0)
                 for one, gradient in zip(parts, objective.gradients(loss, parts), strict=True):
                     one.grad = gradient
-                adam.step()
+            adam.step()
         text = Text(*(one.detach().clone() for one in parts))
         yield [Candidate(row["prompt"], row["seed"], text=text)]
 
 
-def silence(victim: Victim, heights: dict) -> Tensor | float:
-    """How far the harmful codes lie above nine tenths of what opens each gate, in units of that; 0 below."""
+def silence(margins: Mapping[Any, Tensor]) -> Tensor | float:
+    """How far rows lie above every gate, or within a tenth below it; 0 further below."""
     total: Tensor | float = 0.0
-    for site, (_, threshold) in victim.gates.items():
-        total = total + (heights[site] / max(threshold, 1e-6) - 0.9).relu().sum()
+    for one in margins.values():
+        total = total + (one + 0.1).relu().sum()
     return total

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from ...hooks import Context, attach
 from ...pipelines import Drawing, draw, guided
-from ...sae.model import ThresholdEncoder
 from ...sites import Site, transformer
+from ...steering.rule import Rule
 from ...steering.steering import Steering
+from .. import rules
 from ..judges.judge import Judge, score
 from ..methods.text import Encode, OnText, Text
 from ..pictures import picture
 from ..records import Record, Score
-from ..rules import Rule
 from .attack import Candidate
 
 
@@ -39,7 +39,7 @@ class Victim:
     acting: Any
     drawing: Drawing
     judge: Judge
-    rule: Rule
+    rule: rules.Rule
     pool: dict[str, list[str]] = field(default_factory=dict)
     """Prompts that broke others, by the id of the prompt that was attacked."""
     meter: Meter = field(default_factory=Meter)
@@ -53,11 +53,9 @@ class Victim:
         return max(self.price, self.drawing.steps * (2 if guided(self.pipe, self.drawing) else 1))
 
     @property
-    def gates(self) -> dict[Site, tuple[ThresholdEncoder, float]]:
-        """The harmful features' encoders and the heights at which gates open; none unless it is a `Steering`."""
-        if not isinstance(self.acting, Steering):
-            return {}
-        return {site: (rule.encoder, rule.gate.threshold) for site, rule in self.acting.rules.items()}
+    def gates(self) -> dict[Site, Rule]:
+        """What acts at each site and when; nothing is known unless it is a `Steering`."""
+        return self.acting.rules if isinstance(self.acting, Steering) else {}
 
     @contextmanager
     def metered(self) -> Iterator[Meter]:
@@ -93,21 +91,25 @@ class Victim:
 
     @contextmanager
     def reading(self) -> Iterator[dict[Site, Tensor]]:
-        """How high each row's harmful codes come at every gate, of the last forward, before anything is edited.
+        """How far each steered row lies above what opens every gate, of the last such forward, before any edit.
 
-        Differentiable, and never below what the gate reads: features count from 0 on, not from their thresholds.
+        In units of what opens it, where that is above 0; differentiable wherever codes are.
         """
-        heights: dict[Site, Tensor] = {}
+        margins: dict[Site, Tensor] = {}
 
-        def reader(site: Site, encoder: ThresholdEncoder) -> Any:
+        def reader(site: Site, rule: Rule) -> Any:
             def read(x: Tensor, context: Context) -> None:
-                heights[site] = encoder.preactivations(x).relu().sum(-1).amax(-1)
+                rows = [at for at, steered in enumerate(rule.gate.steered(context)) if steered]
+                if not rows:
+                    return
+                z, dose, opens = rule.encoder(x[rows]), rule.material.dose, rule.gate.threshold
+                height = z.sum(-1) if dose is None else dose(z)
+                margins[site] = (height.amax(-1) - opens) / (opens if opens > 0 else 1.0)
 
             return read
 
-        functions = {site: reader(site, encoder) for site, (encoder, _) in self.gates.items()}
-        with attach(self.pipe, functions, strict=False):
-            yield heights
+        with attach(self.pipe, {site: reader(site, rule) for site, rule in self.gates.items()}, strict=False):
+            yield margins
 
 
 def standing_in(prompts: list[str], texts: Sequence[Text]) -> OnText:

@@ -2,6 +2,7 @@
 
 from . import clamp, mean_difference, paper_form
 from .concept_sae import ConceptSae
+from .contrast_repel import ContrastRepel
 from .erasure import Leace
 from .lesson import Lesson
 from .method import Applied, Learnt, Method
@@ -28,6 +29,7 @@ _ALL: tuple[Method, ...] = (
     Replacement(),
     paper_form.REPEL,
     paper_form.BLEND,
+    ContrastRepel(),
     Ours(),
 )
 METHODS: dict[str, Method] = {one.name: one for one in _ALL}

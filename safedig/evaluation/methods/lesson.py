@@ -4,19 +4,20 @@ What several methods need (a recording, dictionaries, features) is made when fir
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from ...activations.record import Activations, record
 from ...adaptation import adapt, fit_contrast
-from ...features import Features, NoFeatureError, find_features
+from ...features import Counterparts, Features, NoFeatureError, find_features, fit_counterparts, weigh
 from ...pipelines import Drawing
 from ...progress import say
 from ...sae.model import SparseAutoencoder
 from ...sae.options import SAEOptions
 from ...sae.train import train
-from ...sites import Site, resolve
+from ...sites import Site, resolve, stage
+from ...steering.conformal import calibrated
 
 Row = dict[str, Any]
 
@@ -29,7 +30,7 @@ class Lesson:
     source: list[Row]
     """Harmful prompts of the known domains, each before its safe twin."""
     target: list[Row]
-    """The same of the domain that is moved to; far fewer will do."""
+    """The same of the domain that is moved to; few will do. Where there are stand-ins, theirs show the same thing."""
     benign: list[Row]
     quiet: list[Row]
     """Benign prompts that set gates, in words that nothing else is learnt from."""
@@ -38,11 +39,11 @@ class Lesson:
     strengths: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
     """What each method may try, in multiples of its own unit: as many for one as for another."""
     stand_ins: list[Row] = field(default_factory=list)
-    """Pairs of all domains whose twins show one thing in the hazard's place, if there are such."""
+    """Pairs of the known domains whose twins show one thing in the hazard's place, if there are such."""
     drawing: Drawing | None = None
     sae: SAEOptions = field(default_factory=SAEOptions)
-    quantile: float = 0.97
-    """Share of the quiet prompts on which a gate stays shut."""
+    quantile: float = 0.95
+    """Share of the benign prompts on which a gate stays shut."""
 
     @property
     def pairs(self) -> list[Row]:
@@ -63,12 +64,17 @@ class Lesson:
         return self.recorded(self.quiet, self.places)
 
     def recorded(self, rows: Iterable[Row], sites: Iterable[Site]) -> Activations:
-        return record(self.pipe, rows, list(sites), drawing=self.drawing).in_memory()
+        """Where only the prompt passes, it is the same in every step, and one is enough."""
+        places, drawing = list(sites), self.drawing or Drawing.of(self.pipe)
+        if all(one.component != "transformer" or (stage(one) == "text" and not one.family) for one in places):
+            drawing = replace(drawing, steps=1)
+        unique = {(row["id"], row["seed"]): row for row in rows}
+        return record(self.pipe, unique.values(), places, drawing=drawing).in_memory()
 
     @cached_property
     def dictionaries(self) -> dict[Site, SparseAutoencoder]:
         """Trained on the source alone."""
-        return train(self.recording.of([*self.source, *self.benign]), options=self.sae)
+        return train(self.recording.of([*self.source, *self.stand_ins, *self.benign]), options=self.sae)
 
     @cached_property
     def features(self) -> dict[Site, Features]:
@@ -81,10 +87,25 @@ class Lesson:
         )
 
     @cached_property
+    def weighed(self) -> dict[Site, Features]:
+        """All latents weighed together on the pairs of both domains, gates with a guarantee on the quiet prompts."""
+        found = weigh(self.dictionaries, self.recording)
+        return calibrated(found, self.dictionaries, self.quiet_recording, epsilon=1 - self.quantile)
+
+    @cached_property
+    def counterparts(self) -> dict[Site, Counterparts]:
+        """What stood in safety where harm stood, in both domains."""
+        return fit_counterparts(self.dictionaries, self._one_stand_in, self.weighed)
+
+    @cached_property
     def contrast(self) -> dict[Site, SparseAutoencoder]:
         """The same encoders with decoders that say what harm adds, in the source and the target."""
-        pairs = self.stand_ins or self.pairs
-        return fit_contrast(self.dictionaries, self.recording.of([*pairs, *self.benign]), self.features)
+        return fit_contrast(self.dictionaries, self._one_stand_in, self.features)
+
+    @property
+    def _one_stand_in(self) -> Activations:
+        known = self.stand_ins or self.source
+        return self.recording.of([*known, *self.target, *self.benign])
 
     @cached_property
     def reconstruction(self) -> dict[Site, SparseAutoencoder]:

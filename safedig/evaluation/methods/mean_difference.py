@@ -1,8 +1,8 @@
 """The mean difference between harm and safety, taken away from every token: contrastive activation addition.
 
 CAA (arXiv 2312.06681): v = mean over pairs of a(harmful) − a(safe); a' = a − s · v at all tokens, here in
-the conditional rows. s = 0 changes no bit. Gated, the same only in images in which a token's harmful codes exceed what
-benign images reach: g = 1 [max_token Σ_M z_j > τ], with the same dictionary, features and threshold τ as ours.
+the conditional rows. s = 0 changes no bit. Gated, the same only in the images that ours opens its gate for: the same
+dictionary, features and guarantee.
 """
 
 from dataclasses import dataclass, replace
@@ -12,13 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...activations.pairs import Pairing
-from ...features.heights import columns
 from ...hooks import Context, SiteFunction
-from ...sae.model import ThresholdEncoder
 from ...sites import Site
 from ...steering.gate import Gate
+from ...steering.rule import Rule
 from .lesson import Lesson
 from .method import AtSites, Learnt
+from .ours import steered
 
 
 @dataclass(frozen=True)
@@ -31,32 +31,13 @@ class MeanDifference:
 
     def learn(self, lesson: Lesson) -> Learnt:
         vectors = mean_differences(lesson)
-        detectors = detectors_of(lesson) if self.gated else {}
-        places = [site for site in vectors if not self.gated or site in detectors]
+        rules = steered(lesson, 0.0).rules if self.gated else {}
+        places = [site for site in vectors if not self.gated or site in rules]
 
         def at(strength: float) -> AtSites:
-            return AtSites({site: minus(strength * vectors[site], detectors.get(site)) for site in places})
+            return AtSites({site: minus(strength * vectors[site], rules.get(site)) for site in places})
 
         return at
-
-
-@dataclass(frozen=True, eq=False)
-class Detector:
-    """The codes of the harmful features and the gate on them."""
-
-    encoder: ThresholdEncoder
-    gate: Gate
-
-    def __call__(self, a: Float[Tensor, "batch token d_in"], context: Context) -> Tensor:
-        return self.gate(self.encoder(a), context)
-
-
-def detectors_of(lesson: Lesson) -> dict[Site, Detector]:
-    """The gates of ours, for the whole image, at every site where there are harmful features."""
-    return {
-        site: Detector(columns(lesson.dictionaries[site], one.index), Gate(one.threshold, scope="image"))
-        for site, one in lesson.features.items()
-    }
 
 
 def mean_differences(lesson: Lesson) -> dict[Site, Float[Tensor, " d_in"]]:
@@ -72,13 +53,13 @@ def mean_differences(lesson: Lesson) -> dict[Site, Float[Tensor, " d_in"]]:
     return {site: (total[site] / tokens[site]).float() for site in total}
 
 
-def minus(vector: Float[Tensor, " d_in"], detector: Detector | None) -> SiteFunction:
-    """Takes the vector from the conditional rows, all of them or those that the detector opens."""
+def minus(vector: Float[Tensor, " d_in"], rule: Rule | None) -> SiteFunction:
+    """Takes the vector from the conditional rows, all of them or those that the rule's gate opens for."""
     every_row = Gate(float("-inf"))
 
-    def function(x: Float[Tensor, "batch token d_in"], context: Context) -> Tensor | None:
+    def function(x: Float[Tensor, "batch token d_in"], context: Context) -> Tensor:
         a = x.float()
-        open_ = every_row(torch.zeros_like(a[..., :1]), context) if detector is None else detector(a, context)
+        open_ = every_row(torch.zeros_like(a[..., :1]), context) if rule is None else rule.decided(x, context)[0]
         return torch.where(open_[..., None], (a - vector.to(a)).to(x.dtype), x)
 
     return function
