@@ -25,6 +25,7 @@ _HOMES = {
     "Replace": "steering.edits",
     "calibrated": "steering.conformal",
     "fit_guards": "steering.guard",
+    "feature_dose": "steering.dose",
     "Steering": "steering.steering",
     "apply_steering": "steering.holding",
     "remove_steering": "steering.holding",

@@ -53,11 +53,17 @@ def test_the_steering_is_on_and_what_is_drawn_is_judged(model):
     assert steered.draw(candidates)[0][1].image_sha != seen.image_sha and plain.draw(candidates) == [(label, seen)]
 
 
+def alike(one, other):
+    """To the rounding of float32: texts that are encoded in another batch may differ in their last bits."""
+    return torch.allclose(one, other, atol=1e-4)
+
+
 def test_a_text_stands_in_for_the_prompt_and_for_no_other(model):
     one = victim(model=model)
     text = encode(one.pipe, [CUP], 16)
     instead = standing_in(["a knife"], [text])
-    assert torch.equal(picture(one, "a knife", 0, instead.apply(one.pipe)), picture(one, CUP))
+    assert alike(picture(one, "a knife", 0, instead.apply(one.pipe)), picture(one, CUP))
+    assert not alike(picture(one, "a knife", 0, instead.apply(one.pipe)), picture(one, "a knife"))
     assert torch.equal(picture(one, "a gun", 0, instead.apply(one.pipe)), picture(one, "a gun"))
 
 
@@ -65,8 +71,9 @@ def test_what_acts_on_text_comes_after_what_stands_in(model):
     """Embeddings handed in do not get around a method that acts at the transformer."""
     steered = victim(learnt(model, "mean difference")(8.0), model=model)
     text = encode(steered.pipe, [ROW["prompt"]], 16)
-    same = steered.draw([Candidate(ROW["prompt"], 0, text=text)])
-    assert same == steered.draw([Candidate(ROW["prompt"], 0)])
+    same, asked = (steered.draw([Candidate(ROW["prompt"], 0, text=given)]) for given in (text, None))
+    assert same[0][0] == asked[0][0]
+    assert same[0][1].scores["p_unsafe"] == pytest.approx(asked[0][1].scores["p_unsafe"], abs=1e-3)
     assert same[0][1].image_sha != victim(model=model).draw([Candidate(ROW["prompt"], 0)])[0][1].image_sha
 
 
@@ -92,8 +99,8 @@ def test_switching_reads_the_neutral_text_on_one_side_of_the_step(model, when):
     whole = {step: picture(one, ROW["prompt"], 0, switched(one.pipe, neutral, step, when)) for step in (0, 2, 4)}
     ends = picture(one, ROW["prompt"]), picture(one, CUP)
     harm, cup = ends if when == "late" else ends[::-1]
-    assert torch.equal(whole[0], harm) and torch.equal(whole[4], cup)
-    assert not torch.equal(whole[2], harm) and not torch.equal(whole[2], cup)
+    assert alike(whole[0], harm) and alike(whole[4], cup) and not alike(harm, cup)
+    assert not alike(whole[2], harm) and not alike(whole[2], cup)
 
 
 def test_one_site_off_leaves_the_others(model):

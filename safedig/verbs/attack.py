@@ -57,7 +57,7 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     facts |= {"passes": wishes.passes, "sites": list(recipe.sites), "sizes": dataclasses.asdict(sizes)}
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     lines = Siege(victims, [ATTACKS[name] for name in names], rows, wishes.passes, out, key).run()
-    manifest = circumstances(**dict(contest.manifest) | facts, run_id=key, command="safedig attack")
+    manifest = circumstances(**(dict(contest.manifest) | facts | {"run_id": key, "command": "safedig attack"}))
     write_run(out, as_run(lines, rows, contest.judge, manifest))
     result = {
         "model": recipe.model,
