@@ -12,6 +12,7 @@ from safedig.verbs import VERBS
 from tests.reduced_models import DRAWING, reduced, write
 
 RECIPES = {"flux1-dev": 256, "sd3.5-large": 128}  # and the width of two heads
+GATE = ["quantile=0.05", "prompts.quiet=16"]  # as many prompts as vouch for anything at all
 FAST = ["sae.steps=60", "sae.expansion=4", "sae.k=8", "prompts.learn=8", "prompts.report=2", "prompts.benign=2"]
 
 
@@ -70,7 +71,7 @@ def test_plan(real, capsys):
 
 def test_demo_and_what_its_steering_is_good_for(real, capsys, tmp_path):
     name, override = real
-    result = answer(capsys, "demo", name, override, *FAST, "--out", str(tmp_path))
+    result = answer(capsys, "demo", name, override, *FAST, *GATE, "--out", str(tmp_path))
     assert result["steered"]["not_clean"]["n"] == 2 and (tmp_path / "demo.png").is_file()
     given = [name, override, "--bundle", str(tmp_path / "steering"), "--out", str(tmp_path / "out")]
     assert answer(capsys, "attest", *given)["passed"]
@@ -99,7 +100,7 @@ def test_route(real, capsys, tmp_path):
 def test_the_demo_runs_with_the_model_overridden(real, capsys, tmp_path):
     """Fewer prompts and steps than even --quick takes: the SAEs are as wide as the real model's."""
     name, override = real
-    fewer = ["prompts.learn=8", "prompts.report=4", "prompts.benign=4", "sae.steps=20", "sae.k=8"]
+    fewer = ["prompts.learn=8", "prompts.report=4", "prompts.benign=4", "sae.steps=20", "sae.k=8", *GATE]
     assert answer(capsys, "demo", name, override, *fewer, "--out", str(tmp_path))["recipe_sha"]
 
 
@@ -151,4 +152,6 @@ def test_adapt_reads_what_record_and_train_wrote(real, capsys, tmp_path):
 
 
 def test_the_tests_above_run_every_verb():
-    assert set(VERBS) == {"demo", "show", "record", "train", "adapt", "plan", "route", "generate", "attest"}
+    asked_of_judges = {"evaluate", "attack"}  # of the tiny models alone, which have one
+    run = {"demo", "show", "record", "train", "adapt", "plan", "route", "generate", "attest"}
+    assert set(VERBS) == run | asked_of_judges

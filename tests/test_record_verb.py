@@ -43,7 +43,7 @@ def given(tiny_random_flux, tmp_path_factory):
 def command(given, tmp_path):
     """The arguments that every call here shares; the store lies below tmp_path."""
     prompts = ["--prompts", str(given / "prompts.csv"), "--out", str(tmp_path / "acts"), "--json"]
-    return ["record", "tiny-flux", f"model={given / 'model'}", *prompts]
+    return ["record", "tiny-flux", f"model={given / 'model'}", 'sites=["txt.embed", "pooled.embed"]', *prompts]
 
 
 def answer(capsys, *argv):
