@@ -23,6 +23,7 @@ ROWS = [
     *({"id": f"hat{n}", "prompt": "a hat" + n * "!", "seed": n} for n in range(14)),
 ]
 DRAWING = {"steps": 2, "guidance": 3.0, "height": 32, "width": 32, "max_sequence_length": 12, "true_cfg": True}
+SITES = 'sites=["txt.embed", "pooled.embed"]'
 FAST = ["sae.steps=30", "sae.batch_size=64", "sae.expansion=2", "sae.k=4", "train.spliced=2"]
 
 
@@ -33,7 +34,7 @@ def given(tiny_random_flux, tmp_path_factory):
     tiny_random_flux.save_pretrained(folder / "model")
     (folder / "model" / "drawing.json").write_text(json.dumps(DRAWING))
     save_prompts(prompts_from_rows(ROWS), folder / "prompts.csv")
-    command = ["record", f"model={folder / 'model'}", "--prompts", str(folder / "prompts.csv")]
+    command = ["record", f"model={folder / 'model'}", SITES, "--prompts", str(folder / "prompts.csv")]
     assert __main__.main([*command, "--out", str(folder / "acts"), "--json"]) == 0
     return folder
 
@@ -41,7 +42,7 @@ def given(tiny_random_flux, tmp_path_factory):
 @pytest.fixture
 def command(given, tmp_path):
     place = ["--store", str(given / "acts"), "--out", str(tmp_path / "saes"), "--json"]
-    return ["train", f"model={given / 'model'}", *FAST, *place]
+    return ["train", f"model={given / 'model'}", SITES, *FAST, *place]
 
 
 def answer(capsys, *argv):

@@ -54,6 +54,12 @@ class Dose:
         """Whether a single token says by itself that the image is harmful; once calibrated."""
         return (self.own(z) > 0).any(1)
 
+    def only_pairs(self, z: Float[Tensor, "batch token features"]) -> Bool[Tensor, " batch"]:
+        """Whether pairs of features say that the image is harmful and no single token does; once calibrated."""
+        if not len(self.pairs):
+            return torch.zeros(len(z), dtype=torch.bool, device=z.device)
+        return (self.together(z) > 0) & ~self.alone(z)
+
     def meeting(self, peak: Float[Tensor, "batch features"]) -> Float[Tensor, "batch pair"]:
         """The lower of the two peaks of each pair: above 0 where both fire somewhere in the image."""
         scaled = peak / self.units

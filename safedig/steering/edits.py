@@ -123,7 +123,8 @@ class Replace:
         delta = torch.zeros_like(a)
         if self.by == "counterparts":
             assert material.counterparts is not None
-            alone = (open_ if material.dose is None else material.dose.alone(z)[:, None] & open_)[open_]
+            pairs = None if material.dose is None else material.dose.only_pairs(z)[:, None]
+            alone = (open_ if pairs is None else open_ & ~pairs)[open_]
             delta[open_] = -self.strength * material.counterparts.harm(a[open_], alone, self.nearest)
             return delta
         if self.by == "prototypes":
