@@ -161,7 +161,8 @@ def test_without_a_target_every_source_is_left_out_in_turn_and_all_are_named(giv
 
 
 def test_a_recording_on_disk_serves_as_well(given, capsys, tmp_path):
-    store = ["record", f"model={given / 'model'}", "--prompts", str(given / "prompts.csv")]
+    sites = 'sites=["txt.embed", "pooled.embed"]'
+    store = ["record", f"model={given / 'model'}", sites, "--prompts", str(given / "prompts.csv")]
     assert __main__.main([*store, "--out", str(tmp_path / "acts")]) == 0
     capsys.readouterr()
     places = ["--store", str(tmp_path / "acts"), "--out", str(tmp_path / "routing")]

@@ -30,6 +30,11 @@ class Known:
     delta: Float[Tensor, "known d_in"]
     """a(harmful) − a(safe twin); 0 for a token that is harmless."""
 
+    def harmful(self) -> "Known":
+        """Those that harm has added something to."""
+        changed = self.delta.any(1)
+        return Known(self.tokens[changed], self.delta[changed])
+
     def harm(self, a: Float[Tensor, "token d_in"], nearest: int) -> Float[Tensor, "token d_in"]:
         """The mean of what harm has added to the known tokens nearest to each. Cost O(token · known · d_in)."""
         if not len(a) or not len(self.tokens):

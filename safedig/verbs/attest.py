@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from safedig.config import UsageError
+from safedig.features import Counterparts
 from safedig.hooks import SafetyBypassError
 from safedig.pipelines import Drawing, draw, fingerprint
 from safedig.progress import say
@@ -140,7 +141,10 @@ def _forced(rule: Rule) -> Rule:
         b_enc=torch.full_like(rule.encoder.b_enc, height / max(1, len(rule.index))),
         threshold=torch.zeros_like(rule.encoder.threshold),
     )
-    return replace(rule, encoder=encoder, gate=replace(rule.gate, threshold=height - 1.0))
+    known = rule.material.counterparts
+    harmful = None if known is None else Counterparts(known.alone.harmful(), known.together.harmful())
+    material = replace(rule.material, dose=None, counterparts=harmful)
+    return replace(rule, encoder=encoder, material=material, gate=replace(rule.gate, threshold=height - 1.0))
 
 
 @contextmanager
