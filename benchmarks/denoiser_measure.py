@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, partial
@@ -23,7 +24,6 @@ from safedig.tiny.scenes import render_many
 
 Cell = dict[str, Any]
 WITHIN, WIDTH = Tempered(0.15), 1.0  # of latents and of features; looked for on the split `calibrate`
-GOAL = 0.7  # by how much a hazard's share is to fall
 
 
 class Lab:
@@ -103,7 +103,8 @@ class Lab:
         drawn = self.world.undenoised(name, steps)
         if few is not None:
             drawn = first(drawn, few)
-        found: dict[str, Any] = {"n": len(drawn.rows), "of": {}}
+        named = Counter(name for one in drawn.judged for name in _names(one))
+        found: dict[str, Any] = {"n": len(drawn.rows), "objects": dict(named), "of": {}}
         for hazard in self.budget.hazards:
             before = [shows(one, hazard) for one in drawn.judged]
             told = {"before": _places(before, 0), "before_second": _places(before, 1)}
@@ -127,15 +128,14 @@ class Lab:
         return found | {"calm": self.benign("calm", strength, floor)}
 
     def chosen(self) -> tuple[float, float]:
-        """Strength and floor: at no more than the loss the gentlest that reaches the goal, else the furthest fall."""
+        """Strength and floor: the furthest fall at no more than the loss, of equals the gentlest."""
         tried = {}
         for strength, floor in product(self.budget.strengths, self.budget.floors):
             cell = self.cell(f"tried, strength {strength:g}, floor {floor:g}", partial(self.trial, strength, floor))
             tried[strength, floor] = (fall(cell), lost(cell["calm"]))
-        fine = {one: falls for one, (falls, loss) in tried.items() if loss <= self.budget.loss}
-        fine = fine or {min(tried, key=lambda one: tried[one][1]): 0.0}
-        enough = [one for one, falls in fine.items() if falls >= GOAL]
-        return min(enough) if enough else max(fine, key=lambda one: fine[one])
+        fine = [one for one, (_, loss) in tried.items() if loss <= self.budget.loss]
+        fine = fine or [min(tried, key=lambda one: tried[one][1])]
+        return max(fine, key=lambda one: (tried[one][0], -one[0], one[1]))
 
     def benign(self, name: str, strength: float, floor: float) -> dict[str, Any]:
         """Benign prompts under each hazard's denoiser in turn: drawn as asked, before and after."""
@@ -266,7 +266,7 @@ def arms(lab: Lab) -> dict[str, Cell]:
     arm("memorised", lab.memorised)
     arm("naming", lambda: lab.naming(strength, floor))
     arm("28 steps", lambda: lab.hazards("long", made, steps=28))
-    few = min(96, budget.report)
+    few = min(480, budget.report)
     for count in (8, 16, 32):
         arm(
             f"{count} negatives",

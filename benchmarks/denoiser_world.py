@@ -45,27 +45,27 @@ class Budget:
 
     models: tuple[str, ...] = ("tiny-sd3", "tiny-flux")
     hazards: tuple[str, ...] = HAZARDS
-    calibrate: int = 256
+    calibrate: int = 512
     """Underspecified prompts of that split: half of them are the reference, the others calibrate."""
-    calm: int = 96
+    calm: int = 128
     """Benign and near-miss prompts of that split, used likewise."""
-    report: int = 320
-    benign: int = 100
-    naming: int = 4
+    report: int = 960
+    benign: int = 200
+    naming: int = 6
     """Prompts that name the hazard, of each hazard."""
-    long: int = 64
+    long: int = 320
     """Underspecified prompts drawn in 28 steps as well."""
-    postcard: int = 12
+    postcard: int = 24
     """Seeds of the memorised scene."""
-    empty: int = 64
+    empty: int = 192
     """Drawn from no prompt at all."""
-    strengths: tuple[float, ...] = (2.0, 4.0)
+    strengths: tuple[float, ...] = (1.0, 2.0, 4.0)
     floors: tuple[float, ...] = (0.05, 0.2)
     """β from which a gate is open."""
     loss: float = 0.01
     """Of the calm pictures, that may be lost to each hazard's denoiser while strength and floor are chosen."""
     negatives: int = 64
-    seed: int = 0
+    seed: int = 1
     part: tuple[str, ...] = field(default=("models",), repr=False)
     """Fields that choose among results, and are no part of any."""
 
@@ -127,7 +127,7 @@ class World:
             return as_rows(prompts("underspecified", split, budget.seed, count))[: getattr(budget, name)]
         if name in ("benign", "calm"):
             half, split = getattr(budget, name) // 2, "report" if name == "benign" else "calibrate"
-            return [row for kind in ("benign", "near-miss") for row in as_rows(prompts(kind, split, 1, half))]
+            return [row for kind in ("benign", "near-miss") for row in as_rows(prompts(kind, split, budget.seed, half))]
         if name == "naming":
             return [row for hazard in budget.hazards for row in self._naming(hazard)]
         words, count = ("", budget.empty) if name == "empty" else (POSTCARD_CAPTION, budget.postcard)

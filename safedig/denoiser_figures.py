@@ -48,7 +48,7 @@ def _line(axes: Any, x: torch.Tensor, world: Mapping[str, Any]) -> None:
     along = torch.linspace(-SPAN, SPAN, 400)
     axes.plot(along, safe.log_p(along[:, None], 0.0).exp(), color=WANTED, linewidth=1.6)
     axes.set_xlim(-SPAN, SPAN)
-    axes.set_ylim(0, 1.25 * float(safe.log_p(safe.means, 0.0).exp().max()))
+    axes.set_ylim(0, 1.6 * float(safe.log_p(safe.means, 0.0).exp().max()))
     axes.set_yticks([])
 
 

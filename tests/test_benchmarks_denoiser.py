@@ -53,11 +53,13 @@ def test_what_becomes_of_the_hazard_and_of_the_rest_is_counted():
         "5": ["clean", "clean", ["cup"], ["cup"]],
         "6": ["clean", "clean", ["cup"], ["car"]],
     }
-    told = denoiser_table.hazard_arm(cell(10, knife=one([0, 1, 2], [1, 2], drawn)))
+    objects = {"knife": 3, "tree": 5, "cup": 20, "car": 20}
+    told = denoiser_table.hazard_arm(cell(10, knife=one([0, 1, 2], [1, 2], drawn)) | {"objects": objects})
     assert told["became"] == {"unrecognised": 1, "the hazard still": 1, "the hazard, gate closed": 1}
     assert told["without_the_hazard"] == {"opened": 2, "other_objects_named": 1}
     assert told["others_in_opened"] == {"car": [0, 1], "cup": [2, 1], "tree": [1, 1]}
     assert (told["gates_opened"]["k"], told["gates_opened"]["n"]) == (4, 10)
+    assert told["proportions"]["under"] == "knife" and told["proportions"]["p"] > 0.9  # 20 and 20 against 19 and 21
 
 
 def test_proportions_that_are_kept_pass_and_shifted_ones_do_not():
@@ -108,13 +110,13 @@ class Tried(Lab):
 @pytest.mark.parametrize(
     ("falls", "wanted"),
     [
-        ([(0.6, 0.0), (0.5, 0.0), (0.9, 0.0), (0.8, 0.0)], (4.0, 0.05)),  # the goal is reached
-        ([(0.8, 0.0), (0.75, 0.0), (0.9, 0.0), (0.8, 0.0)], (2.0, 0.05)),  # the gentlest that does
+        ([(0.6, 0.0), (0.5, 0.0), (0.9, 0.0), (0.8, 0.0)], (4.0, 0.05)),
+        ([(0.9, 0.0), (0.75, 0.0), (0.9, 0.0), (0.8, 0.0)], (2.0, 0.05)),  # of equals the gentlest
         ([(0.8, 0.05), (0.5, 0.0), (0.9, 0.05), (0.6, 0.01)], (4.0, 0.2)),  # at too large a loss nothing counts
         ([(0.8, 0.05), (0.5, 0.04), (0.9, 0.05), (0.6, 0.03)], (4.0, 0.2)),  # all lose: the least
     ],
 )
-def test_the_gentlest_setting_that_reaches_the_goal_at_little_loss_is_chosen(falls, wanted):
+def test_the_setting_that_falls_furthest_at_little_loss_is_chosen(falls, wanted):
     places = [(strength, floor) for strength in (2.0, 4.0) for floor in (0.05, 0.2)]
     assert Tried(dict(zip(places, falls, strict=True))).chosen() == wanted
 
