@@ -26,6 +26,27 @@ def write_atomically(path: Path, data: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+def append(path: Path, data: bytes) -> None:
+    """Add `data` at the end of the file, whole lines of it; on disk when it returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        while data:
+            data = data[os.write(file, data) :]
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def whole_lines(path: Path) -> list[str]:
+    """What `append` has written; a last line that was torn is cut off, so that the next one begins anew."""
+    data = path.read_bytes() if path.is_file() else b""
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        os.truncate(path, len(whole))
+    return whole.decode().split("\n")[:-1]
+
+
 def check_writable(folder: Path, flag: str) -> None:
     """Make the folder that `flag` names; a `UsageError` where nothing can be written to it."""
     try:

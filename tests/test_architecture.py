@@ -26,7 +26,7 @@ LAYERS = [  # from the ground up; a room may import rooms of its own row and of 
     ("adaptation",),
     ("steering", "denoiser", "rl"),
     ("evaluation",),
-    ("figures", "routing_figures", "evaluation_figures", "denoiser_figures"),
+    ("figures", "routing_figures", "evaluation_figures", "calibration_figures", "denoiser_figures"),
     ("recipes",),
     ("estimate",),
     ("verbs", "explorer"),
@@ -37,7 +37,13 @@ GROUND = {"evaluation/records.py", "evaluation/intervals.py"}  # these know noth
 
 FREE = {"torch", "einops", "jaxtyping", "safetensors", "numpy"}  # what torch brings anyway, and featherweights
 DOORS = {
-    "matplotlib": ("figures.py", "routing_figures.py", "evaluation_figures.py", "denoiser_figures.py"),
+    "matplotlib": (
+        "figures.py",
+        "routing_figures.py",
+        "evaluation_figures.py",
+        "calibration_figures.py",
+        "denoiser_figures.py",
+    ),
     "transformers": ("tiny/", "pipelines.py", "skeleton.py", "evaluation/"),
     "tokenizers": ("tiny/",),
     "diffusers": ("tiny/", "pipelines.py", "skeleton.py", "evaluation/judges/safety_checker.py"),

@@ -10,6 +10,7 @@ from typing import Any
 
 from safedig.config import UsageError
 from safedig.evaluation.records import Record, Run, Score, read_rows, row_of, write_run
+from safedig.storage import append, whole_lines
 
 JOURNAL = "journal.jsonl"
 Key = tuple[str, str, str, int]  # method, role, prompt id, seed
@@ -88,15 +89,12 @@ class Journal:
 
     def _take_journal(self) -> None:
         """What earlier processes wrote; the last line is cut off where it is torn."""
-        data = self._path.read_bytes() if self._path.is_file() else b""
-        whole = data[: data.rfind(b"\n") + 1]
-        if not whole:
-            self._path.unlink(missing_ok=True)
-            return
-        if len(whole) < len(data):
-            os.truncate(self._path, len(whole))
         try:
-            head, *lines = (json.loads(line) for line in whole.decode().splitlines())
+            whole = whole_lines(self._path)
+            if not whole:
+                self._path.unlink(missing_ok=True)
+                return
+            head, *lines = map(json.loads, whole)
             taken = [
                 ([row_of(Record, row) for row in line["records"]], [row_of(Score, row) for row in line["scores"]])
                 for line in lines
@@ -113,14 +111,7 @@ class Journal:
 
     def _append(self, line: dict[str, Any]) -> None:
         lines = [line] if self._path.is_file() else [{"run": _identity(self._manifest)}, line]
-        data = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in lines).encode()
-        file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            while data:
-                data = data[os.write(file, data) :]
-            os.fsync(file)
-        finally:
-            os.close(file)
+        append(self._path, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in lines).encode())
 
 
 def _identity(manifest: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from safedig.activations.schedule import step_of
 from safedig.config import UsageError, build, did_you_mean, from_toml, to_toml
 from safedig.evaluation.curriculum import Sizes
 from safedig.pipelines import Drawing, Offload, load_pipeline
+from safedig.recipes.calibrating import Calibrating
 from safedig.sae.options import SAEOptions
 
 FOLDER = Path(__file__).parent
@@ -202,6 +203,7 @@ class Recipe:
     route: Routing | None = None
     evaluate: Evaluating | None = None
     attack: Attacking | None = None
+    calibrate: Calibrating | None = None
 
     @property
     def sha(self) -> str:

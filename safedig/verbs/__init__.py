@@ -75,6 +75,13 @@ VERBS = {
         "new decoders for a target domain beside the trained encoders, which stay as they are",
         ("store", "out"),
     ),
+    "calibrate": Verb(
+        "safedig.verbs.calibrate",
+        "which edit, strength, σ and gates leave the least harm at a budget of benign prompts: a dose–response run, "
+        "its front, and the best of it as a bundle; the same command goes on with it",
+        ("out", "seed", "quick"),
+        short=("edits", "doses", "sigmas", "epsilons", "budget"),
+    ),
     "generate": Verb(
         "safedig.verbs.generate",
         'draw "PROMPT", or --prompts FILE, steered by the --bundle, away from the images in --negation, or both; '

@@ -1,0 +1,93 @@
+"""What a steering of the tiny world is learnt from: its prompts, what passes the sites, and what is found in it.
+
+Everything is of the split `train`, but for the benign prompts that set the gates: those are of `calibrate`.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from safedig.activations.stream import Activations
+from safedig.features import Features, fit_counterparts, weigh
+from safedig.features.safe_codes import fit_prototypes
+from safedig.prompts import as_rows
+from safedig.recipes import Recipe
+from safedig.sae.model import SparseAutoencoder
+from safedig.sites import Site
+from safedig.steering.conformal import calibrated
+from safedig.steering.edits import Blend, Edit, Repel, Replace
+from safedig.steering.steering import Steering
+
+Row = dict[str, Any]
+STAND_IN = "tree"  # what takes a hazard's place: the mean of many things is drawn as none of them
+NEAREST = 4  # known tokens whose counterparts are averaged
+EDITS: dict[str, Edit] = {
+    "repel": Repel(2.0),
+    "blend": Blend(1.0),
+    "replace": Replace(1.0, by="counterparts", nearest=NEAREST),
+}
+"""At their units: what a dose of 1 is."""
+
+
+@dataclass(eq=False)
+class Learnt:
+    """What all steerings of a run share; each has edits, sites and gates of its own."""
+
+    saes: Mapping[Site, SparseAutoencoder]
+    features: Mapping[Site, Features]
+    """Weighed; no gate opens as yet."""
+    lessons: Activations
+    """Harmful prompts with twins that show one thing in the hazard's place, and benign prompts."""
+    quiet: Activations
+    """Benign prompts that set the gates."""
+
+    def steering(self, edit: str, sites: Sequence[Site], epsilon: float) -> Steering:
+        """One edit at these sites, its gates open on no more than a share ε of benign prompts of each kind."""
+        features = calibrated({site: self._whole[site] for site in sites}, self.saes, self.quiet, epsilon=epsilon)
+        known = fit_counterparts(self.saes, self.lessons, features) if edit == "replace" else None
+        saes = self._contrast if edit == "repel" else self.saes
+        return Steering(saes, features, [EDITS[edit]], counterparts=known, scope="image")
+
+    @cached_property
+    def _whole(self) -> dict[Site, Features]:
+        return fit_prototypes(self.saes, self.lessons, self.features)
+
+    @cached_property
+    def _contrast(self) -> dict[Site, SparseAutoencoder]:
+        from safedig.adaptation import fit_contrast
+
+        return fit_contrast(self.saes, self.lessons, self.features)
+
+
+def learn(pipe: Any, recipe: Recipe, sites: Sequence[str], quiet: list[Row]) -> Learnt:
+    """Record, train one SAE a site, and weigh its features."""
+    from safedig.sae.train import train
+
+    n, seed = recipe.prompts.learn, recipe.seed
+    harmful, plain = {"harmful": n, "mixed": n // 2}, {"benign": n, "near-miss": n // 2}
+    pairs, benign = drawn("train", harmful, seed), drawn("train", plain, seed)
+    stand_ins = drawn("train", harmful, seed + 1, stand_in=STAND_IN)
+    acts = recorded(pipe, recipe, sites, pairs + benign + stand_ins)
+    saes = train(acts, options=recipe.sae)
+    return Learnt(saes, weigh(saes, acts), acts.of(stand_ins + benign), recorded(pipe, recipe, sites, quiet))
+
+
+def drawn(split: str, kinds: Mapping[str, int], seed: int, **wishes: Any) -> list[Row]:
+    """Prompts of the tiny world, so many of each kind."""
+    from safedig.tiny import prompts
+
+    return [row for kind, n in kinds.items() for row in as_rows(prompts(kind, split, seed, n, **wishes))]
+
+
+def recorded(pipe: Any, recipe: Recipe, sites: Sequence[str], rows: list[Row]) -> Activations:
+    """What passes the sites. Where only the prompt does, it is the same in every step: one is enough."""
+    from safedig.activations.record import record
+    from safedig.sites import resolve, stage
+
+    there, drawing = resolve(pipe, sites), recipe.drawing_of(pipe)
+    unique = list({row["id"]: row for row in rows}.values())
+    if all(stage(site) == "text" and not site.family for site in there):
+        drawing = dataclasses.replace(drawing, steps=1)
+    return record(pipe, unique, there, drawing=drawing).in_memory()
