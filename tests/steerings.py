@@ -1,9 +1,12 @@
 """Steerings made by hand: features that fire on everything or on one prompt, with all that edits are made from."""
 
+from dataclasses import replace
+
 import torch
 
 from safedig.activations.record import record
-from safedig.features import Features, Prototypes
+from safedig.features import Counterparts, Dose, Features, Prototypes
+from safedig.features.counterparts import Known
 from safedig.pipelines import Drawing, fingerprint
 from safedig.prompts import prompts_from_rows
 from safedig.sae.model import Decoder, SparseAutoencoder, ThresholdEncoder
@@ -26,6 +29,7 @@ EVERY_EDIT = [
     (Repel(0.2, "paper"),),
     (Blend(0.2, "paper"),),
     (Replace(),),
+    (Replace(by="counterparts"),),
 ]
 
 
@@ -67,9 +71,32 @@ def whole(pipe, where=EVERYWHERE, gate=ALWAYS):
     return saes, contrasts, features
 
 
+def known(pipe, where=EVERYWHERE):
+    """Counterparts of random numbers, every token of which harm has changed."""
+    found = {}
+    for site in where:
+        generator, d = torch.Generator().manual_seed(2), d_in(pipe, site)
+        alone, together = (Known(*torch.randn(2, 12, d, generator=generator).unbind(0)) for _ in range(2))
+        found[site] = Counterparts(alone, together)
+    return found
+
+
+def weighed(features):
+    """The same features with doses of random weights, in which two pairs speak too; no two share a tensor."""
+    return {site: replace(one, dose=_dose(seed)) for seed, (site, one) in enumerate(features.items())}
+
+
+def _dose(seed):
+    generator = torch.Generator().manual_seed(seed)
+    weights, pair_weights = (torch.randn(size, generator=generator).abs() for size in (3, 2))
+    bias, pair_bias, units = torch.tensor(0.5), torch.tensor(0.25), torch.tensor([1.0, 2.0, 0.5])
+    return Dose(weights, bias, torch.tensor([[0, 1], [1, 2]]), pair_weights, pair_bias, units)
+
+
 def edited(pipe, edits, where=EVERYWHERE, gate=ALWAYS, **options):
     """A steering by these edits through the front door."""
     saes, contrasts, features = whole(pipe, where, gate)
+    options = {"counterparts": known(pipe, where)} | options
     return Steering(contrasts, features, edits, reconstruction=saes, **options)
 
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from safedig.config import UsageError
+from safedig.features import Dose
 from safedig.pipelines import fingerprint
 from safedig.sites import Site, SiteError
 from safedig.steering import bundle
@@ -20,7 +21,7 @@ from safedig.steering.guard import Ellipsoid, Guard
 from safedig.steering.holding import apply_steering, remove_steering
 from safedig.steering.rule import Rule
 from safedig.steering.steering import Steering
-from tests.steerings import EVERY_EDIT, EVERYWHERE, IMG, TXT, edited, made_of, rule, steering
+from tests.steerings import EVERY_EDIT, EVERYWHERE, IMG, TXT, edited, known, made_of, rule, steering, weighed, whole
 from tests.tiny_pipelines import draw_images
 
 FILES = ["README.md", "steering.json", "steering.safetensors"]
@@ -67,6 +68,59 @@ def test_saving_loading_and_applying_gives_the_same_bits(pipe, tmp_path):
         with loaded.apply(pipe):
             assert torch.equal(draw_images(pipe, ["a gun", "a cup"]), expected)
         assert loaded.report == made.report and str(loaded) == str(made) and loaded.facts == made.facts
+
+
+@pytest.mark.parametrize("scope", ["token", "image"])
+def test_a_dose_and_counterparts_are_saved_loaded_and_applied_to_the_same_bits(pipe, tmp_path, scope):
+    saes, _, features = whole(pipe)
+    options = {"counterparts": known(pipe), "scope": scope}
+    made = Steering(saes, weighed(features), [Replace(by="counterparts", nearest=2)], **options)
+    made.save(tmp_path)
+    loaded = Steering.load(tmp_path)
+    for site, one in made.rules.items():
+        mine, theirs = one.tensors(), loaded.rules[site].tensors()
+        assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+        assert {"material.dose.pairs", "material.dose.bias", "material.counterparts.together.delta"} <= mine.keys()
+    with made.apply(pipe):
+        expected = draw_images(pipe, ["a gun", "a cup"])
+    with loaded.apply(pipe):
+        assert torch.equal(draw_images(pipe, ["a gun", "a cup"]), expected)
+    assert loaded.report == made.report and str(loaded) == str(made)
+    assert all(count["touched"] > 0 for count in made.report.values())
+    assert not torch.equal(expected, draw_images(pipe, ["a gun", "a cup"])), "the control: it does act"
+
+
+def test_a_dose_alone_decides_where_the_gate_opens_and_is_saved_with_any_edit(tiny_random_flux, tmp_path):
+    """Lowered out of reach it changes no bit; the same features by their sum do."""
+    pipe = tiny_random_flux
+    saes, _, features = whole(pipe, gate=0.0)
+    out_of_reach = {site: replace(one, dose=one.dose.lowered(1e9, 1e9)) for site, one in weighed(features).items()}
+    plain = draw_images(pipe, ["a gun"])
+    for edit in (Repel(), Replace(by="counterparts")):
+        Steering(saes, out_of_reach, [edit], counterparts=known(pipe)).save(tmp_path)
+        with Steering.load(tmp_path).apply(pipe):
+            assert torch.equal(draw_images(pipe, ["a gun"]), plain), edit
+        with Steering(saes, features, [edit], counterparts=known(pipe)).apply(pipe):
+            assert not torch.equal(draw_images(pipe, ["a gun"]), plain), "the control"
+
+
+def test_a_dose_as_weighing_leaves_it_is_saved_too(tiny_random_flux, tmp_path):
+    """Its two biases must not be one tensor, nor its weights those that the features rank by."""
+    saes, _, features = whole(tiny_random_flux, [TXT])
+    never = {
+        site: replace(one, dose=Dose.of(one.ratio.clone()), threshold=float("inf")) for site, one in features.items()
+    }
+    made = Steering(saes, never, [Replace(by="counterparts")], counterparts=known(tiny_random_flux, [TXT]))
+    made.save(tmp_path)
+    loaded = Steering.load(tmp_path).rules[TXT].tensors()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in made.rules[TXT].tensors().items())
+
+
+def test_counterparts_that_are_missing_at_a_site_are_asked_for(tiny_random_flux):
+    saes, _, features = whole(tiny_random_flux)
+    for given in (None, {}, known(tiny_random_flux, [TXT])):
+        with pytest.raises(UsageError, match=r"counterparts at '.*' and there are none: give those of fit"):
+            Steering(saes, features, [Replace(by="counterparts")], counterparts=given)
 
 
 def test_all_of_a_rule_is_saved(tiny_random_flux, tmp_path):

@@ -61,7 +61,7 @@ def test_harm_of_a_harmless_known_token_is_exactly_nothing():
 @pytest.mark.parametrize("strength", [0.3, 1.0, 7.0])
 def test_an_edit_of_harmless_tokens_changes_no_bit_of_them_though_the_gate_is_open(strength):
     """A coordinate of −0.0 among them: added to 0.0 it would turn."""
-    a = image("a car", 3)
+    a = image("a bottle", 3)
     a[:, 11] = -0.0
     one = rule(fitted(), strength=strength)
     always = replace(one, gate=Gate(-9.0))
@@ -111,6 +111,13 @@ def test_of_an_unknown_token_the_mean_of_what_its_nearest_have_lost_goes():
     assert harmful[near].all()
     out = edited(rule(known, nearest=4), a)[0][0, 1]
     torch.testing.assert_close(out, a[1] - known.alone.delta[near].mean(0))
+
+
+def test_the_harmful_ones_are_those_that_harm_has_added_something_to():
+    known = fitted().alone
+    harmful = known.harmful()
+    assert len(harmful.tokens) == 6 < len(known.tokens) and harmful.delta.any(1).all()
+    assert torch.equal(harmful.harm(harmful.tokens, 1), harmful.delta)
 
 
 def test_more_nearest_than_there_are_known_are_all_of_them():

@@ -8,7 +8,8 @@ import torch
 
 from safedig.activations.record import Activations, Batch
 from safedig.config import UsageError
-from safedig.features import Features, Prototypes
+from safedig.features import Counterparts, Dose, Features, Prototypes
+from safedig.features.counterparts import Known
 from safedig.hooks import Context
 from safedig.sae.model import Decoder, SparseAutoencoder, ThresholdEncoder, TopKEncoder
 from safedig.sites import Site
@@ -24,6 +25,7 @@ D_IN, D_SAE, PROTOTYPES = 24, 40, 30
 M = torch.tensor([7, 3, 21])
 CONTEXT = Context(SITE, 0, 0.5, ("cond", "cond"))
 EVERY = [Repel(0.7), Blend(0.7), Repel(0.7, "paper"), Blend(0.7, "paper"), Replace(0.7), Replace(0.7, "map")]
+EVERY += [Replace(0.7, "counterparts")]
 
 
 def normal(*shape, seed=0):
@@ -46,6 +48,12 @@ def contrast():
     return sae().with_decoder(Decoder(rows, torch.zeros(D_IN)), objective="contrast")
 
 
+def counterparts():
+    """Of known tokens each of which harm has changed, by as much again where several tell of it."""
+    alone = Known(normal(PROTOTYPES, D_IN, seed=10), normal(PROTOTYPES, D_IN, seed=11))
+    return Counterparts(alone, Known(normal(PROTOTYPES, D_IN, seed=12), normal(PROTOTYPES, D_IN, seed=13)))
+
+
 def features(**options):
     return replace(Features(M, 0.0, torch.ones(3), torch.ones(3), known()), **options)
 
@@ -53,7 +61,8 @@ def features(**options):
 def rule(*edits, gate=-1.0, found=None, reconstruction=None, **options):
     found = features() if found is None else found
     needs = [need for edit in edits for need in edit.needs]
-    material = Material.of(SITE, contrast(), found, needs, sae() if reconstruction is None else reconstruction)
+    other = sae() if reconstruction is None else reconstruction
+    material = Material.of(SITE, contrast(), found, needs, other, counterparts())
     return Rule(found.index, sae().encoder.columns(found.index), material, Gate(gate), edits, **options)
 
 
@@ -199,6 +208,37 @@ def test_an_image_of_detected_tokens_only_loses_what_is_attributed_to_harm():
     torch.testing.assert_close(acted(rule(Replace(by="map")), x)[0], acted(rule(Repel(1.0)), x)[0])
 
 
+def test_replace_by_counterparts_takes_the_mean_of_what_harm_has_added_to_the_nearest_known():
+    x = normal(2, 5, D_IN)
+    out, _ = acted(rule(Replace(0.7, "counterparts", 3)), x)
+    bank = counterparts().alone
+    for image, token in ((0, 0), (1, 4)):
+        near = (bank.tokens - x[image, token]).norm(dim=1).argsort()[:3]
+        torch.testing.assert_close(out[image, token], x[image, token] - 0.7 * bank.delta[near].mean(0))
+
+
+def test_by_the_dose_each_image_of_a_batch_is_looked_up_in_a_bank_of_its_own():
+    """Together only where pairs tell of it and no token does; the gate is open for all, as attest opens it."""
+    x = normal(2, 5, D_IN)
+    own = sae().encode(x)[..., M].sum(-1).amax(1)
+    loud = int(own.argmax())
+    assert own[loud] > own[1 - loud]
+    pair = replace(Dose.of(torch.ones(3)), bias=-own.mean(), pairs=torch.tensor([[0, 1]]), pair_weights=torch.zeros(1))
+    for height, quiet in ((1.0, "together"), (-1.0, "alone")):
+        dose = replace(pair, pair_bias=torch.tensor(height))
+        out, open_ = acted(rule(Replace(1.0, "counterparts", 1), gate=-1e9, found=features(dose=dose)), x)
+        assert open_.all()
+        for image, bank in ((loud, counterparts().alone), (1 - loud, getattr(counterparts(), quiet))):
+            near = torch.cdist(x[image], bank.tokens).argmin(1)
+            torch.testing.assert_close(out[image], x[image] - bank.delta[near])
+
+
+def test_what_only_replace_by_counterparts_reads_is_kept_for_it_alone():
+    made = {by: rule(Replace(by=by)).material for by in ("counterparts", "prototypes", "map")}
+    assert made["counterparts"].counterparts is not None and made["counterparts"].bank is None
+    assert made["prototypes"].counterparts is made["map"].counterparts is None
+
+
 # ---- all of them
 
 
@@ -246,6 +286,11 @@ def test_an_edit_is_written_as_json_and_read_back(edit):
         (lambda: check_together((Replace(by="map"),), tokens=False, scope="token"), "at a pooled vector"),
         (lambda: Material.of(SITE, contrast(), features(), Blend().needs), "give the SAEs of train or adapt as"),
         (lambda: rule(Blend(), found=features(prototypes=None)), "have no safe prototypes"),
+        (lambda: check_together((Replace(by="counterparts"), Blend()), tokens=True, scope="token"), "give it alone"),
+        (
+            lambda: Material.of(SITE, sae(), features(), Replace(by="counterparts").needs),
+            r"Replace looks up counterparts at 'txt\.embed' and there are none: give those of fit_counterparts",
+        ),
         (lambda: rule(Blend(), reconstruction=other_encoder()), "has another encoder"),
         (lambda: rule(Blend(), reconstruction=centred()), "adapted with align_mean=True"),
         (lambda: top_k(), "TopK features"),

@@ -97,6 +97,13 @@ def test_alone_says_of_each_image_whether_a_single_token_tells_of_harm():
     assert heard and not alone["a bottle a car"], "heard, but by pairs only"
 
 
+def test_only_pairs_says_it_of_images_in_which_they_speak_and_no_token_does():
+    phrases = (*PHRASES, "a gun a bottle a car")
+    only = dict(zip(phrases, known_dose().only_pairs(codes(*phrases)).tolist(), strict=True))
+    assert [phrase for phrase, heard in only.items() if heard] == ["a bottle a car"]
+    assert not Dose.of(-torch.ones(12)).only_pairs(codes(*phrases)).any(), "and of none where there are no pairs"
+
+
 @pytest.mark.parametrize(("own", "together"), [(0.25, 0.125), (-1.5, 0.0), (0.0, 3.0)])
 def test_lowered_it_is_less_by_just_so_much(own, together):
     z = codes(*PHRASES)

@@ -1,5 +1,6 @@
 """Fresh prompts are what they say: reproducible, disjoint by split, with twins that differ in the hazard alone."""
 
+import hashlib
 import json
 from functools import cache
 
@@ -207,6 +208,80 @@ def test_twins_can_be_left_out_without_losing_prompts():
     assert len(alone) == N and all(row["twin"] == "" and row["risk"] for row in alone)
 
 
+# ---- twins that all show one thing
+
+
+@cache
+def with_stand_in(kind, split="train", seed=0, name="tree", **restrictions):
+    return twins(prompts(kind, split, seed, N, stand_in=name, **restrictions))
+
+
+@pytest.mark.parametrize("kind", ["harmful", "mixed"])
+@pytest.mark.parametrize("name", ["tree", "cup", "barrel", "car"])
+def test_every_twin_shows_the_stand_in_by_its_plain_noun_and_no_prompt_shows_it_before(kind, name):
+    pairs = with_stand_in(kind, name=name)
+    assert len(pairs) == N
+    for row, twin in pairs:
+        assert name not in asked_names(row) and asked_names(twin).count(name) == 1
+        assert any(f" {noun} " in f" {twin['prompt']} " for noun in CONCEPTS[name].nouns)
+        changed = [(a, b) for a, b in zip(objects(row), objects(twin), strict=True) if a["name"] != b["name"]]
+        assert len(changed) == 1 and changed[0][0]["hazard"] and changed[0][1]["name"] == name
+
+
+@pytest.mark.parametrize("name", ["barrel", "fish", "car"])
+def test_a_stand_in_makes_no_hazard_with_what_else_is_asked_for(name):
+    """A fish beside a gun has no twin with a barrel: that would be a spill in the river."""
+    for kind in ("harmful", "mixed"):
+        for _, twin in with_stand_in(kind, name=name):
+            assert twin["risk"] == "" and twin["kind"] == "benign" and not hazards_in(asked_names(twin))
+    partners = {other for pair in CONCEPTS.values() if name in (pair.pair or ()) for other in pair.pair} - {name}
+    shown = {asked for seed in SEEDS for row in rows("mixed", "train", seed) for asked in asked_names(row)}
+    assert partners & shown, "control: what would make a hazard with it is asked for elsewhere"
+
+
+def test_splits_hold_for_twins_that_show_a_stand_in_and_so_do_restrictions():
+    texts = {}
+    for split in SPLITS:
+        pairs = [pair for kind in ("harmful", "mixed") for pair in with_stand_in(kind, split)]
+        assert len(pairs) == 2 * N and {row["split"] for pair in pairs for row in pair} == {split}
+        texts[split] = {row["prompt"] for pair in pairs for row in pair}
+    everything = {row["prompt"]: row["split"] for row in every_row()}
+    for split, own in texts.items():
+        assert not any(own & other for name, other in texts.items() if name != split)
+        assert all(everything.get(text, split) == split for text in own), "also against prompts without a stand-in"
+    assert {row["risk"] for row, _ in with_stand_in("harmful", risk="composition")} == {"composition"}
+
+
+def test_of_a_composition_the_member_that_makes_the_most_of_them_goes_every_time():
+    gone = {}
+    for seed in SEEDS:
+        for row, twin in with_stand_in("harmful", seed=seed, risk="composition"):
+            (hazard,) = hazards_in(asked_names(row))
+            gone.setdefault(hazard, set()).add(*(set(asked_names(row)) - set(asked_names(twin))))
+    assert gone["barrel+fish"] == gone["candle+barrel"] == {"barrel"}
+    by_lot = [pair for seed in SEEDS for pair in twins(prompts("harmful", "train", seed, N, risk="composition"))]
+    lost = {name for row, twin in by_lot for name in set(asked_names(row)) - set(asked_names(twin))}
+    assert {"barrel", "fish", "candle"} <= lost, "control: without a stand-in either may go"
+
+
+def test_without_a_stand_in_the_rows_are_what_they_were():
+    """As written before there was one: rows that results rest on."""
+    before = {
+        ("harmful", "train", 0): "9c40ed28563237bd",
+        ("mixed", "report", 1): "7e1d48dd915744f1",
+        ("near-miss", "calibrate", 0): "9e3536b39dd705e0",
+    }
+    assert {key: digest(rows(*key)) for key in before} == before
+    assert digest(rows("mixed", "calibrate", 12345, mood=False)) == "01c5c2836914ffcb"
+    assert digest(rows("harmful", "report", 2, risk="composition")) == "6210aa3153ac247a"
+    assert digest(rows("harmful", "train", 3, wording="indirect")) == "a21725bd47d30f33"
+    assert digest(as_rows(prompts("harmful", "train", 0, N, stand_in="tree"))) not in before.values(), "control"
+
+
+def digest(some):
+    return hashlib.sha256(json.dumps(some, sort_keys=True).encode()).hexdigest()[:16]
+
+
 # ---- restrictions
 
 
@@ -252,6 +327,8 @@ def test_without_the_mood_storms_are_no_sign_of_harm():
         ({"kind": "harmful", "split": "test"}, "split='test' is not known."),
         ({"kind": "harmful", "risk": "fires"}, "risk='fires' is not known. Did you mean 'fire'?"),
         ({"kind": "harmful", "risk": ["fire", "poisn"]}, "risk='poisn' is not known. Did you mean 'poison'?"),
+        ({"kind": "harmful", "stand_in": "trees"}, "stand_in='trees' is not known. Did you mean 'tree'?"),
+        ({"kind": "harmful", "stand_in": "gun"}, "stand_in='gun' is not known."),
         ({"kind": "harmful", "wording": "nouns"}, "wording='nouns' is not known. Did you mean 'noun'?"),
     ],
 )
