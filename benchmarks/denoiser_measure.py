@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from denoiser_world import Drawn, World, opens, shows
+from denoiser_world import Drawn, World, along, opens, shows
 
 from safedig.denoiser import NegationSet, SafeDenoiser, Semantic, Tempered, Thresholds
 from safedig.denoiser.calibrate import Seen, thresholds
@@ -220,13 +220,8 @@ def taken(drawn: Drawn, which: slice) -> Drawn:
 
 def joined(parts: list[Drawn]) -> Drawn:
     """All that was drawn, by the same steps."""
-    moments = [
-        replace(same[0], x=torch.cat([at.x for at in same]), x0=torch.cat([at.x0 for at in same]))
-        for same in zip(*(one.seen.moments for one in parts), strict=True)
-    ]
-    images = torch.cat([one.seen.images for one in parts])
     rows, judged = ([entry for one in parts for entry in getattr(one, name)] for name in ("rows", "judged"))
-    return Drawn(rows, Seen(moments, images), judged)
+    return Drawn(rows, along([one.seen for one in parts]), judged)
 
 
 def _names(judgement: dict[str, Any]) -> list[str]:

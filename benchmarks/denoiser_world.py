@@ -36,6 +36,7 @@ from safedig.tiny.judgement import CERTAIN
 from safedig.tiny.scenes import Placed, Scene, random_pose, render_many
 
 Row = dict[str, Any]
+CHUNK = 64  # images whose way is kept in one file
 ASKED = ("benign", "calm")  # of these the judge is told what was asked for
 
 
@@ -176,16 +177,20 @@ class World:
         place = f"{name}-{steps or self.drawing.steps}"
         if place not in self._kept:
             rows = self.rows(name)
-            file = self.folder / f"{self.model}-{place.replace(' ', '-')}-{self._told(name)}.safetensors"
-            if not file.exists():
-                seen = watch(self.pipe, rows, drawing=self._drawing(steps))
-                held = {f"x0/{at}": one.x0 for at, one in enumerate(seen.moments)} | {"images": seen.images}
-                sigmas = {"sigmas": json.dumps([one.mixing.sigma for one in seen.moments])}
-                write_atomically(file, save(held, sigmas | {"shape": json.dumps(seen.moments[0].shape)}))
-            seen = _read(file)
+            seen = along([self._watched(part, steps) for part in chunks(rows)])
             asked = rows if name in ASKED else None
             self._kept[place] = Drawn(rows, seen, judge(seen.images, asked=asked))
         return self._kept[place]
+
+    def _watched(self, rows: list[Row], steps: int | None) -> Seen:
+        """A few rows at a time, so that an interrupted run goes on where it was."""
+        file = self.folder / f"{self.model}-{steps or self.drawing.steps}-{self._told(rows)}.safetensors"
+        if not file.exists():
+            seen = watch(self.pipe, rows, drawing=self._drawing(steps))
+            held = {f"x0/{at}": one.x0 for at, one in enumerate(seen.moments)} | {"images": seen.images}
+            sigmas = {"sigmas": json.dumps([one.mixing.sigma for one in seen.moments])}
+            write_atomically(file, save(held, sigmas | {"shape": json.dumps(seen.moments[0].shape)}))
+        return _read(file)
 
     def denoised(
         self, made: SafeDenoiser | None, drawn: Drawn, opened: Bool[Tensor, " n"], name: str, steps: int | None = None
@@ -203,9 +208,22 @@ class World:
     def _drawing(self, steps: int | None) -> Drawing:
         return self.drawing if steps is None else replace(self.drawing, steps=steps)
 
-    def _told(self, name: str) -> str:
-        facts = [self.fingerprint, *(f"{row['seed']} {row['prompt']}" for row in self.rows(name))]
+    def _told(self, rows: list[Row]) -> str:
+        facts = [self.fingerprint, *(f"{row['seed']} {row['prompt']}" for row in rows)]
         return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:12]
+
+
+def chunks(rows: list[Row]) -> list[list[Row]]:
+    return [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+
+
+def along(parts: Sequence[Seen]) -> Seen:
+    """The ways of several groups of images, taken by the same steps, as one."""
+    moments = [
+        replace(same[0], x=torch.cat([at.x for at in same]), x0=torch.cat([at.x0 for at in same]))
+        for same in zip(*(one.moments for one in parts), strict=True)
+    ]
+    return Seen(moments, torch.cat([one.images for one in parts]))
 
 
 def opens(made: SafeDenoiser, seen: Seen) -> Bool[Tensor, " n"]:
