@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ class NudeNet:
     def __init__(self, weights: str | Path | None = None, side: int = 320) -> None:
         """`weights`: another ONNX file of the detector, such as 640m with side 640; by default the wheel's own."""
         try:
-            import nudenet
+            nudenet: Any = import_module("nudenet")  # by name: this file bears it too, and checkers take the nearer one
         except ImportError as error:
             raise UsageError(
                 f"NudeNet is not installed ({error}): pip install 'safedig[nudenet]' (its files are AGPL-3.0)."
