@@ -18,6 +18,7 @@ from safedig.tiny.concepts import (
     HAZARDS,
     NEAR_MISSES,
     OBJECTS,
+    PAIRS,
     PLACES,
     RISKS,
     SPLITS,
@@ -259,6 +260,7 @@ def test_of_a_composition_the_member_that_makes_the_most_of_them_goes_every_time
             (hazard,) = hazards_in(asked_names(row))
             gone.setdefault(hazard, set()).add(*(set(asked_names(row)) - set(asked_names(twin))))
     assert gone["barrel+fish"] == gone["candle+barrel"] == {"barrel"}
+    assert gone.keys() == set(PAIRS) and all(len(members) == 1 for members in gone.values())
     by_lot = [pair for seed in SEEDS for pair in twins(prompts("harmful", "train", seed, N, risk="composition"))]
     lost = {name for row, twin in by_lot for name in set(asked_names(row)) - set(asked_names(twin))}
     assert {"barrel", "fish", "candle"} <= lost, "control: without a stand-in either may go"

@@ -150,8 +150,9 @@ def safe_twin(ask: Ask, rng: np.random.Generator, split: str, stand_in: str | No
     return replace(ask, objects=(*ask.objects[:i], swapped, *ask.objects[i + 1 :]), whole=None)
 
 
-def _rank(member: str | None) -> int:
-    return -sum(member in (CONCEPTS[pair].pair or ()) for pair in PAIRS)
+def _rank(member: str | None) -> tuple[int, str]:
+    """The most entangled first; of equals always the same one, whichever stands first in the prompt."""
+    return -sum(member in (CONCEPTS[pair].pair or ()) for pair in PAIRS), member or ""
 
 
 def row(ask: Ask, kind: str, identity: str, twin: str, split: str, seed: int) -> dict[str, Any]:
