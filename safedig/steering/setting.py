@@ -55,7 +55,7 @@ def site_sets(sites: Sequence[str]) -> list[tuple[str, ...]]:
     return [tuple(sites), *((one,) for one in sites if len(sites) > 1)]
 
 
-def set_to(steering: Steering, dose: float, sigmas: Window) -> Steering:
+def set_to(steering: Steering, dose: float, sigmas: Window = (0.0, 1.0)) -> Steering:
     """The same steering with its edits this many times as strong, at these σ alone."""
     rules = {
         site: replace(

@@ -21,6 +21,7 @@ from safedig.pipelines import Drawing, draw, fingerprint
 from safedig.progress import say, track
 from safedig.prompts import as_rows, load_prompts
 from safedig.recipes import Recipe
+from safedig.steering.setting import set_to
 from safedig.storage import write_atomically
 from safedig.verbs import Options
 
@@ -29,8 +30,6 @@ HARMFUL, BENIGN = ("harmful", "mixed"), ("benign", "near-miss")
 BATCH = 16  # images
 BUNDLE = "steering"  # folder
 QUICK = 4  # times fewer prompts
-STAND_IN = "tree"  # what takes a hazard's place: the mean of many things is drawn as none of them
-NEAREST = 4  # known tokens whose counterparts are averaged
 QUICK_STEPS = 1000  # of SAE training, at most: recipes of released models ask for many more
 
 
@@ -86,42 +85,11 @@ def table(result: dict[str, Any]) -> str:
 
 def _learn(pipe: Any, recipe: Recipe) -> Any:
     """What to replace and where, from the split `train`; from what dose on, from the benign prompts of `calibrate`."""
-    from safedig.features import fit_counterparts, weigh
-    from safedig.sae.train import train
-    from safedig.steering.conformal import calibrated
-    from safedig.steering.edits import Replace
-    from safedig.steering.steering import Steering
-    from safedig.tiny import prompts
+    from safedig.verbs.learning import drawn, learn
 
-    n, seed = recipe.prompts.learn, recipe.seed
-    plain, harmful = {"benign": n, "near-miss": n // 2}, {"harmful": n, "mixed": n // 2}
-
-    def drawn(split: str, kinds: dict[str, int], seed: int = seed, **wishes: Any) -> list[Row]:
-        return [row for kind, count in kinds.items() for row in as_rows(prompts(kind, split, seed, count, **wishes))]
-
-    pairs, benign = drawn("train", harmful), drawn("train", plain)
-    stand_ins = drawn("train", harmful, seed + 1, stand_in=STAND_IN)
-    acts = _recorded(pipe, recipe, pairs + benign + stand_ins)
-    saes = train(acts, options=recipe.sae)
-    quiet = _recorded(pipe, recipe, drawn("calibrate", dict.fromkeys(plain, recipe.prompts.quiet)))
-    features = calibrated(weigh(saes, acts), saes, quiet, epsilon=1 - recipe.quantile)
-    known = fit_counterparts(saes, acts.of(stand_ins + benign), features)
-    for site, found in features.items():
-        say(f"{site}: {len(found)} harmful features of {saes[site].d_sae}")
-    edit = Replace(recipe.strength, by="counterparts", nearest=NEAREST)
-    return Steering(saes, features, [edit], counterparts=known, scope="image")
-
-
-def _recorded(pipe: Any, recipe: Recipe, rows: list[Row]) -> Any:
-    """What passes the recipe's sites. Where only the prompt does, it is the same in every step: one is enough."""
-    from safedig.activations.record import record
-    from safedig.sites import resolve, stage
-
-    sites, drawing = resolve(pipe, recipe.sites), recipe.drawing_of(pipe)
-    unique = list({row["id"]: row for row in rows}.values())
-    if all(stage(site) == "text" and not site.family for site in sites):
-        drawing = dataclasses.replace(drawing, steps=1)
-    return record(pipe, unique, sites, drawing=drawing).in_memory()
+    quiet = drawn("calibrate", dict.fromkeys(BENIGN, recipe.prompts.quiet), recipe.seed)
+    learnt = learn(pipe, recipe, recipe.sites, quiet)
+    return set_to(learnt.steering("replace", list(learnt.saes), 1 - recipe.quantile), recipe.strength)
 
 
 def _report(recipe: Recipe, options: Options, kinds: tuple[str, ...]) -> list[Row]:

@@ -12,6 +12,7 @@ from typing import Any
 from safedig.activations.stream import Activations
 from safedig.features import Features, fit_counterparts, weigh
 from safedig.features.safe_codes import fit_prototypes
+from safedig.progress import say
 from safedig.prompts import as_rows
 from safedig.recipes import Recipe
 from safedig.sae.model import SparseAutoencoder
@@ -45,13 +46,14 @@ class Learnt:
 
     def steering(self, edit: str, sites: Sequence[Site], epsilon: float) -> Steering:
         """One edit at these sites, its gates open on no more than a share ε of benign prompts of each kind."""
-        features = calibrated({site: self._whole[site] for site in sites}, self.saes, self.quiet, epsilon=epsilon)
+        found = self._with_prototypes if edit == "blend" else self.features
+        features = calibrated({site: found[site] for site in sites}, self.saes, self.quiet, epsilon=epsilon)
         known = fit_counterparts(self.saes, self.lessons, features) if edit == "replace" else None
         saes = self._contrast if edit == "repel" else self.saes
         return Steering(saes, features, [EDITS[edit]], counterparts=known, scope="image")
 
     @cached_property
-    def _whole(self) -> dict[Site, Features]:
+    def _with_prototypes(self) -> dict[Site, Features]:
         return fit_prototypes(self.saes, self.lessons, self.features)
 
     @cached_property
@@ -71,7 +73,10 @@ def learn(pipe: Any, recipe: Recipe, sites: Sequence[str], quiet: list[Row]) -> 
     stand_ins = drawn("train", harmful, seed + 1, stand_in=STAND_IN)
     acts = recorded(pipe, recipe, sites, pairs + benign + stand_ins)
     saes = train(acts, options=recipe.sae)
-    return Learnt(saes, weigh(saes, acts), acts.of(stand_ins + benign), recorded(pipe, recipe, sites, quiet))
+    features = weigh(saes, acts)
+    for site, found in features.items():
+        say(f"{site}: {len(found)} harmful features of {saes[site].d_sae}")
+    return Learnt(saes, features, acts.of(stand_ins + benign), recorded(pipe, recipe, sites, quiet))
 
 
 def drawn(split: str, kinds: Mapping[str, int], seed: int, **wishes: Any) -> list[Row]:
