@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ class NudeNet:
     def __init__(self, weights: str | Path | None = None, side: int = 320) -> None:
         """`weights`: another ONNX file of the detector, such as 640m with side 640; by default the wheel's own."""
         try:
-            nudenet: Any = import_module("nudenet")  # by name: this file bears it too, and checkers take the nearer one
+            import nudenet
         except ImportError as error:
             raise UsageError(
                 f"NudeNet is not installed ({error}): pip install 'safedig[nudenet]' (its files are AGPL-3.0)."
@@ -34,7 +33,9 @@ class NudeNet:
         path = Path(nudenet.__file__).parent / "320n.onnx" if weights is None else Path(weights)
         if not path.is_file():
             raise UsageError(f"There are no NudeNet weights '{path}': give an .onnx file, or none for the wheel's own.")
-        self._detector: Any = nudenet.NudeDetector(model_path=str(path), inference_resolution=side)
+        # Where the package is not installed, pyright takes this very file for it.
+        made = nudenet.NudeDetector  # pyright: ignore[reportAttributeAccessIssue]
+        self._detector: Any = made(model_path=str(path), inference_resolution=side)
         self.version = f"{version('nudenet')} {path.stem} {side} px"
         self.weights_sha = hashlib.sha256(path.read_bytes()).hexdigest()
 
