@@ -2,7 +2,7 @@
 
 Two pipelines in two threads of one process, of which one works while the other waits: a batch drawn bare, one
 recorded, and so on. What else the machine does meets both alike. All that a recording does counts as its own: the
-two-image probe, the opening and the closing of the store.
+opening and the closing of the store, and the fingerprint of the model.
 """
 
 import argparse
@@ -103,7 +103,7 @@ def main() -> None:
         "recorded_s": spread([other for _, other in times]),
         "added": spread([other / one - 1 for one, other in times]),
         "added_in_all": sum(other for _, other in times) / sum(one for one, _ in times) - 1,
-        "goal": "added.median <= 0.05, the two-image probe and the opening of the store included",
+        "goal": "added.median <= 0.05, the opening and the closing of the store included",
     }
     options.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))

@@ -86,7 +86,7 @@ def test_ctrl_c_leaves_a_store_that_the_same_command_completes(command, capsys, 
 
     def interrupted(*args, **options):
         calls.append(1)
-        if len(calls) == 3:  # the probe, the first batch, and then
+        if len(calls) == 2:  # the first batch, and then
             raise KeyboardInterrupt
         return draw(*args, **options)
 

@@ -7,6 +7,7 @@ tell what is lost.
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
@@ -14,7 +15,7 @@ from typing import Any
 
 from ..progress import say, track
 from .address import Address, StoreError
-from .forecast import probe
+from .forecast import Forecast
 from .index import from_parquet, index_of, joined, shards, to_parquet
 from .plan import Part, Plan
 from .processes import Share
@@ -37,11 +38,7 @@ def fill(
     missing = share.of(number for number in range(len(plan.parts)) if number not in there)
     if missing:
         left = sum(len(part.images) for number, part in enumerate(plan.parts) if number not in there)
-        forecast = probe(draw, plan.parts[missing[0]], left, share.world)
-        if share.first:
-            say(str(forecast))
-        forecast.check(place)
-        _draw(place, share, plan, missing, draw)
+        _draw(place, share, plan, missing, left, draw)
     share.wait()
     if share.first and readable(place, INDEX) is None:
         _merge(place, len(plan.parts))
@@ -80,8 +77,10 @@ def _discard(place: Address, number: int, file: str) -> None:
         place.remove(name)
 
 
-def _draw(place: Address, share: Share, plan: Plan, missing: list[int], draw: Callable[[Part], list[Batch]]) -> None:
-    """One batch is written while the next is drawn."""
+def _draw(
+    place: Address, share: Share, plan: Plan, missing: list[int], left: int, draw: Callable[[Part], list[Batch]]
+) -> None:
+    """One batch is written while the next is drawn; from the first it is told what all of them, `left` images, take."""
     folder = f"rank-{share.rank:03d}"
     _sweep(place, f"{folder}/")
 
@@ -91,10 +90,17 @@ def _draw(place: Address, share: Share, plan: Plan, missing: list[int], draw: Ca
         place.write(file, data)
         place.write(f"{folder}/{number:06d}.parquet", to_parquet(index_of(batches, number, Shard.of(file, data))))
 
+    started = time.perf_counter()
     with ThreadPoolExecutor(1) as writer:
         pending = writer.submit(int)
         for number in track(missing, "Recording activations"):
             batches = draw(plan.parts[number])
+            if number == missing[0]:
+                seconds, drawn = time.perf_counter() - started, len(plan.parts[number].images)
+                forecast = Forecast.of(batches, drawn, seconds, left, share.world)
+                if share.first:
+                    say(str(forecast))
+                forecast.check(place)
             pending.result()
             pending = writer.submit(commit, number, batches)
         pending.result()

@@ -1,15 +1,12 @@
-"""What a recording will take, in bytes and hours, from drawing two of its images; too small a disk is refused."""
+"""What a recording will take, in bytes and hours, from drawing its first batch; too small a disk is refused."""
 
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .address import Address, StoreError
-from .plan import Part
 from .stream import Batch
 
 HOUR = 3600.0
-_PROBED = 2  # images: a prompt and its safe twin
 
 
 @dataclass(frozen=True)
@@ -20,7 +17,13 @@ class Forecast:
     bytes: int
     """On disk, of all processes together."""
     seconds: float
-    """An upper estimate: the probe starts cold, and two images use a device less well than a batch."""
+    """An upper estimate: the first batch starts cold."""
+
+    @classmethod
+    def of(cls, batches: Sequence[Batch], drawn: int, seconds: float, images: int, processes: int) -> "Forecast":
+        """What `drawn` images have taken, scaled to `images` that the processes share."""
+        size = sum(batch.x.nbytes + 4 * len(batch.token) for batch in batches)
+        return cls(images, round(size / drawn * images), seconds / drawn * images / processes)
 
     def __str__(self) -> str:
         seconds = f"{self.seconds:.0f} s" if self.seconds < HOUR / 10 else f"{self.seconds / HOUR:.1f} h"
@@ -34,16 +37,6 @@ class Forecast:
                 f"The recording needs {amount(self.bytes)} and '{address}' has {amount(free)} left: "
                 "free some, give another store, or record fewer tokens, sites or sigmas."
             )
-
-
-def probe(draw: Callable[[Part], list[Batch]], part: Part, images: int, processes: int) -> Forecast:
-    """Draw two images of a part and scale what they took to `images`, shared by `processes`."""
-    few = Part(part.images[:_PROBED], [pair for pair in part.followers if max(pair) < _PROBED])
-    started = time.perf_counter()
-    batches = draw(few)
-    seconds = (time.perf_counter() - started) / len(few.images)
-    bytes_each = sum(batch.x.nbytes + 4 * len(batch.token) for batch in batches) / len(few.images)
-    return Forecast(images, round(bytes_each * images), seconds * images / processes)
 
 
 def amount(size: int) -> str:
