@@ -263,7 +263,7 @@ def test_quick_tries_every_other_dose_in_one_window_at_all_sites_together_on_few
     from safedig.recipes import load
 
     recipe, wishes = calibrate._quick(load("tiny-sd3", ["calibrate.prompts.benign=10"]))
-    assert (wishes.prompts.harmful, wishes.prompts.benign, wishes.prompts.quiet) == (32, 10, 200)
+    assert (wishes.prompts.harmful, wishes.prompts.benign, wishes.prompts.quiet) == (32, 10, 280)
     assert recipe.prompts.learn == 80 and wishes.doses == (0.5, 1.0, 2.0)
     few, every = (calibrate._settings(wishes, ("a", "b"), quick) for quick in (True, False))
     assert {one.sites for one in few} == {("a", "b")} and {one.sigmas for one in few} == {(0.0, 1.0)}

@@ -27,7 +27,7 @@ from safedig.verbs.calibrate_table import row, table, told
 __all__ = ["run", "table"]
 
 BUNDLE = "steering"  # folder
-QUICK = {"harmful": 32, "benign": 64, "quiet": 200}  # prompts, at most
+QUICK = {"harmful": 32, "benign": 64, "quiet": 280}  # prompts, at most
 QUICK_STEPS = 1000  # of SAE training, at most
 
 
