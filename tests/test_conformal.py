@@ -158,13 +158,10 @@ def met():
     return replace(summed(), pairs=torch.tensor([[1, 2]]), pair_weights=torch.ones(1))
 
 
-def coded(x):
-    return sae().encode(torch.tensor(np.asarray(x), dtype=torch.float32))[:, None]
-
-
 def opened(one, x):
     """Whether its gate opens for a token of these coordinates."""
-    return (one.dose(coded(x))[:, 0] > one.threshold).numpy()
+    z = sae().encode(torch.tensor(np.asarray(x), dtype=torch.float32))[:, None]
+    return (one.dose(z)[:, 0] > one.threshold).numpy()
 
 
 def uniform(n, seed=0, width=3):
@@ -203,25 +200,24 @@ def test_a_prompt_counts_once_by_its_highest_image_and_step():
         calibrated(features, saes, recorded(x[:44], images=3))
 
 
-@pytest.mark.parametrize(("sites", "dose", "parts"), [(1, summed(), 1), (2, summed(), 2), (1, met(), 3), (3, met(), 9)])
-def test_all_that_may_open_a_gate_share_epsilon(sites, dose, parts):
+@pytest.mark.parametrize(("sites", "dose", "gates"), [(1, summed(), 1), (2, summed(), 2), (1, met(), 2), (3, met(), 6)])
+def test_all_that_may_open_a_gate_share_epsilon(sites, dose, gates):
     where = SITES[:sites]
     features, saes = dict.fromkeys(where, found(dose)), dict.fromkeys(where, sae())
-    wanted = least(EPSILON / parts, DELTA)
+    wanted = least(EPSILON / gates, DELTA)
     x = uniform(wanted)
     after = calibrated(features, saes, recorded(x, sites=where))
-    assert list(after) == where and not any((one.dose.own(coded(x)) > 0).any() for one in after.values())
-    assert all(opened(one, x).mean() <= EPSILON * (parts - sites) / parts for one in after.values())
-    with pytest.raises(UsageError, match=f"at most {EPSILON / parts:.1%} are touched.*at least {wanted} of each kind"):
+    assert list(after) == where and not any(opened(one, x).any() for one in after.values())
+    with pytest.raises(UsageError, match=f"at most {EPSILON / gates:.1%} are touched.*at least {wanted} of each kind"):
         calibrated(features, saes, recorded(x[1:], sites=where))
 
 
 def test_what_pairs_say_has_a_threshold_of_its_own():
     """Ten times as loud as single tokens, it neither raises their threshold nor is drowned by it."""
-    x = uniform(400) * np.array([1.0, 10.0, 10.0])
+    x = uniform(200) * np.array([1.0, 10.0, 10.0])
     (after,) = calibrated({SITES[0]: found(met())}, {SITES[0]: sae()}, recorded(x)).values()
     own, pair = (column.astype(np.float32) for column in (x[:, 0], x[:, 1:].min(1)))
-    limits = threshold(own.tolist(), EPSILON / 3), threshold(pair.tolist(), 2 * EPSILON / 3)
+    limits = threshold(own.tolist(), EPSILON / 2), threshold(pair.tolist(), EPSILON / 2)
     assert (opened(after, x) == (own > limits[0]) | (pair > limits[1])).all()
     assert (own > limits[0]).any() and (pair > limits[1]).any()
 
@@ -267,11 +263,11 @@ def test_prompts_that_are_not_benign_have_no_say():
 
 @pytest.mark.slow
 def test_end_to_end_the_gates_of_fresh_calibrations_keep_the_guarantee():
-    """By the dose itself, with a pair: 200 calibrations of 138 prompts, each tried on 2,000 fresh ones."""
+    """By the dose itself, with a pair: 200 calibrations of 91 prompts, each tried on 2,000 fresh ones."""
     features, saes, fresh = {SITES[0]: found(met())}, {SITES[0]: sae()}, uniform(2000, seed=99)
     failed = 0
     for seed in range(200):
-        x = uniform(138, seed=seed)
+        x = uniform(91, seed=seed)
         (limits,) = calibrated(features, saes, recorded(x, steps=1)).values()
         failed += opened(limits, fresh).mean() > EPSILON
     assert failed / 200 <= DELTA + 3 * math.sqrt(DELTA * (1 - DELTA) / 200)

@@ -19,9 +19,6 @@ from ..features.heights import Heights
 from ..sae.model import SparseAutoencoder
 from ..sites import Site
 
-SHARES = {"own": 1, "together": 2}
-"""Of ε, at each site: pairs of features tell harmful images from benign ones less well than single tokens do."""
-
 
 def least(epsilon: float, delta: float) -> int:
     """How many benign prompts it takes: of fewer not even the highest is high enough."""
@@ -60,14 +57,14 @@ def calibrated(
     """The same features with doses above 0, where the gate opens, on no more benign images than the guarantee says.
 
     `activations` are of benign prompts that nothing was learnt from. A prompt's height is that of its highest image and
-    step; each kind of prompt ("benign", "near-miss") is vouched for by itself, and ε is shared by all that may open a
-    gate: of each site what single tokens say has one part, and what pairs of features say two.
+    step; each kind of prompt ("benign", "near-miss") is vouched for by itself, and ε is shared evenly by all that may
+    open a gate: at each site what single tokens say, and what pairs of features say.
     """
     kinds = {(row["id"], row["seed"]): row.get("kind") or "benign" for row in activations.prompts}
     plain = benign(activations)
     if not plain:
         raise UsageError("There is no benign prompt in the recording: record some, to set the thresholds by.")
-    parts = sum(share for one in features.values() for side, share in SHARES.items() if side == "own" or _paired(one))
+    gates = sum(2 if one.dose is not None and len(one.dose.pairs) else 1 for one in features.values())
     found = {}
     for site, one in features.items():
         heights = Heights(saes[site], one.index, one.dose)
@@ -78,20 +75,14 @@ def calibrated(
         groups = _by_kind(heights.own, kinds)
         limits = {
             side: max(
-                threshold(list(of.values()), epsilon * SHARES[side] / parts, delta)
-                for of in _by_kind(heights_of, kinds).values()
+                threshold(list(of.values()), epsilon / gates, delta) for of in _by_kind(heights_of, kinds).values()
             )
             for side, heights_of in (("own", heights.own), ("together", heights.together))
-            if side == "own" or _paired(one)
         }
         dose = (one.dose or Dose.of(torch.ones(len(one)))).lowered(**limits)
         facts = {"epsilon": epsilon, "delta": delta, "benign_prompts": {kind: len(of) for kind, of in groups.items()}}
         found[site] = replace(one, threshold=0.0, dose=dose, facts=one.facts | {"guarantee": facts})
     return found
-
-
-def _paired(one: Features) -> bool:
-    return one.dose is not None and len(one.dose.pairs) > 0
 
 
 def _by_kind(heights: Mapping[Image, float], kinds: Mapping[Image, str]) -> dict[str, dict[str, float]]:
