@@ -26,7 +26,14 @@ LAYERS = [  # from the ground up; a room may import rooms of its own row and of 
     ("adaptation",),
     ("steering", "denoiser", "rl"),
     ("evaluation",),
-    ("figures", "routing_figures", "evaluation_figures", "calibration_figures", "denoiser_figures"),
+    (
+        "figures",
+        "activation_figures",
+        "routing_figures",
+        "evaluation_figures",
+        "calibration_figures",
+        "denoiser_figures",
+    ),
     ("recipes",),
     ("estimate",),
     ("verbs", "explorer"),
@@ -39,6 +46,7 @@ FREE = {"torch", "einops", "jaxtyping", "safetensors", "numpy"}  # what torch br
 DOORS = {
     "matplotlib": (
         "figures.py",
+        "activation_figures.py",
         "routing_figures.py",
         "evaluation_figures.py",
         "calibration_figures.py",
