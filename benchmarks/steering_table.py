@@ -9,18 +9,39 @@ from safedig.evaluation.intervals import rate
 Cell = dict[str, Any]
 
 
+OURS, MOODLESS = "ours", "mood"  # lines; those without mood are of other prompts
+BESIDE = {"Repel": ("Repel, reconstruction adapted", "Repel, source contrast alone")}
+"""Lines and those that they are compared with, prompt by prompt, beside ours."""
+
+
 def table(cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
     """By model and line. One image a prompt: the intervals are Wilson's, and paired differences McNemar's."""
     models = dict.fromkeys(cell["model"] for cell in cells)
     lines = dict.fromkeys(cell["line"] for cell in cells)
-    return {
-        model: {
-            line: summary(own)
-            for line in lines
-            if (own := [c for c in cells if (c["model"], c["line"]) == (model, line)])
-        }
-        for model in models
-    }
+    found = {}
+    for model in models:
+        of = {line: [c for c in cells if (c["model"], c["line"]) == (model, line)] for line in lines}
+        of = {line: own for line, own in of.items() if own}
+        found[model] = {line: summary(own) | against(line, of) for line, own in of.items()}
+    return found
+
+
+def against(line: str, of: Mapping[str, Sequence[Cell]]) -> dict[str, Any]:
+    """How many more target images this line leaves unsafe and draws clean than others, of the prompts of both."""
+    others = [one for one in (OURS, *BESIDE.get(line, ())) if one in of and one != line and MOODLESS not in line]
+    told = {}
+    for other in others:
+        mine, theirs = _common(of[line], of[other])
+        told[other] = {name: _change(theirs, mine, letter) for name, letter in (("unsafe", "U"), ("clean", "C"))}
+    return {"against": told} if told else {}
+
+
+def _common(some: Sequence[Cell], more: Sequence[Cell]) -> tuple[str, str]:
+    """The target's letters, fold by fold; who is measured on fewer prompts is measured on every second one."""
+    halved = []
+    for one, other in zip(*([cell["letters"]["target"] for cell in cells] for cells in (some, more)), strict=True):
+        halved.append((one[:: -(-len(one) // len(other))], other[:: -(-len(other) // len(one))]))
+    return "".join(one for one, _ in halved), "".join(other for _, other in halved)
 
 
 def summary(cells: Sequence[Cell]) -> dict[str, Any]:

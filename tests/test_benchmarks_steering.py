@@ -55,6 +55,19 @@ def test_the_table_keeps_models_and_lines_apart():
     assert list(found["other"]) == ["ours"] and found["other"]["ours"]["target"]["unsafe"]["k"] == 1
 
 
+def test_lines_stand_against_ours_on_the_prompts_of_both():
+    """The other line was measured on every second prompt: the U of ours at an odd place is none of them."""
+    cells = [cell("fire", "CUCC"), cell("sign", "UCCC")]
+    cells += [cell("fire", "UU", line="Repel"), cell("sign", "UC", line="Repel")]
+    against = table(cells)["m"]["Repel"]["against"]
+    assert list(against) == ["ours"] and against["ours"]["unsafe"]["delta"] == 50.0
+    assert against["ours"]["clean"]["delta"] == -50.0 and "against" not in table(cells)["m"]["ours"]
+    cells += [cell(target, "UU", line="Repel, reconstruction adapted") for target in ("fire", "sign")]
+    told = table(cells)["m"]["Repel"]["against"]["Repel, reconstruction adapted"]
+    assert told["unsafe"]["delta"] == -25.0, "contrast leaves fewer unsafe"
+    assert "against" not in table([*cells, cell("fire", "UUUU", line="ours, mood cue off")])["m"]["ours, mood cue off"]
+
+
 def test_a_harmless_thing_counts_as_kept_where_and_as_it_was_asked_for():
     row = {
         "objects": json.dumps(
