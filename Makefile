@@ -34,6 +34,14 @@ results: $(READY)
 	  $(BIN)/safedig demo $$model --out runs/results/$$model && \
 	  cp runs/results/$$model/demo.json docs/results/demo-$$model.json && \
 	  cp runs/results/$$model/demo.png docs/results/demo-$$model.png || exit 1; \
+	  $(BIN)/safedig record $$model 'sites=["txt.embed"]' --out runs/results/$$model/acts && \
+	  $(BIN)/safedig train $$model 'sites=["txt.embed"]' sae.expansion=8 sae.k=20 sae.steps=1500 train.spliced=0 \
+	    --store runs/results/$$model/acts --out runs/results/$$model/sae && \
+	  $(BIN)/safedig show $$model --sae runs/results/$$model/sae/$$model/txt.embed/* --out docs/results || exit 1; \
+	  $(BIN)/safedig evaluate $$model --quick --out runs/results/$$model/evaluate && \
+	  mkdir -p docs/results/evaluate-$$model && \
+	  (cd runs/results/$$model/evaluate && cp evaluate.json evaluate.md pareto.png forest-target.png contact-sheet.png \
+	    $(CURDIR)/docs/results/evaluate-$$model) || exit 1; \
 	  for risk in weapon poison fire sign composition; do \
 	    $(BIN)/safedig route $$model target=$$risk || exit 1; \
 	  done; \

@@ -87,7 +87,7 @@ def dose_response(doses: Doses, judgements: Sequence[Sequence[dict[str, Any]]], 
     """
     page = _Page(
         2 * MARGIN + len(doses.strengths) * (SCENE + GAP) - GAP,
-        2 * MARGIN + LINE + len(doses.rows) * (SCENE + 2 * LINE + 28) + 2 * LINE,
+        2 * MARGIN + LINE + len(doses.rows) * (SCENE + 2 * LINE + 28) + 3 * LINE,
     )
     for column, strength in enumerate(doses.strengths):
         named = {0.0: "ablated", 1.0: "as it is"}.get(strength, f"× {strength:g}")
@@ -99,7 +99,7 @@ def dose_response(doses: Doses, judgements: Sequence[Sequence[dict[str, Any]]], 
         for column, judged in enumerate(judgements):
             left = MARGIN + column * (SCENE + GAP)
             page.scene(left, top + LINE + 4, doses.images[column, number], judged[number])
-    page.paragraph(MARGIN, page.height - MARGIN - 2 * LINE, note, width=page.width - 2 * MARGIN, lines=2)
+    page.paragraph(MARGIN, page.height - MARGIN - 3 * LINE, note, width=page.width - 2 * MARGIN, lines=3)
     return page.figure
 
 

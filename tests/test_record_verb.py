@@ -161,7 +161,7 @@ def test_two_processes_one_killed_and_restarted_give_the_rows_of_one(given, comm
     assert all(path.stat().st_mtime_ns == at for path, at in kept.items()), "nothing written is written again"
     assert {len(list(tmp_path.rglob(f"rank-00{rank}/*.safetensors"))) for rank in (0, 1)} == {6}
     torch.set_num_threads(1)
-    recipe = load("tiny-flux", [f"model={given / 'model'}"])
+    recipe = load("tiny-flux", command[2:4])
     verb.run(recipe, Options(out=tmp_path / "alone", prompts=tmp_path / "many.csv"))
     together, alone = open_store(tmp_path / "acts"), open_store(tmp_path / "alone")
     assert together.store.identity == alone.store.identity and same(together, alone)

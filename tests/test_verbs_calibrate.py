@@ -274,7 +274,7 @@ def test_quick_tries_every_other_dose_in_one_window_at_all_sites_together_on_few
 def test_the_tiny_model_is_calibrated_with_every_edit_and_the_bundle_steers(tmp_path, capsys):
     argv = ["doses=[1]", "epsilons=[0.3]", "prompts.learn=48", "sae.steps=200", "--quick", "--seed", "3", "--json"]
     sizes = [f"calibrate.prompts.{name}" for name in ("harmful=9", "benign=24", "quiet=40")]
-    assert main(["calibrate", "tiny-sd3", *argv, *sizes, "budget=0.1", "--out", str(tmp_path)]) == 0
+    assert main(["calibrate", "tiny-sd3", *argv, *sizes, "budget=0.25", "--out", str(tmp_path)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [one["setting"]["edit"] for one in found["cells"]] == ["repel", "blend", "replace"]
     assert found["unsteered"]["unsafe"]["k"] > min(one["unsafe"]["k"] for one in found["cells"])

@@ -24,7 +24,7 @@ from safedig.verbs import Options
 
 Row = dict[str, Any]
 LOOKED_AT, DRAWN, SHOWN = 128, 16, 4  # prompts that the feature is looked for in, that are drawn, that are pictured
-LEARNT = 64  # pairs that the most telling feature is found on, where none is named
+LEARNT = 64  # pairs that a harmful feature is found on, where none is named
 
 
 def run(recipe: Recipe, options: Options) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     result = {
         "model": recipe.model,
         "fingerprint": fingerprint(pipe),
-        "recipe_sha": recipe.sha,
+        "recipe_sha": recipe.drawn_sha,
         "sae": str(options.sae),
         "site": str(site),
         "feature": feature,
@@ -99,13 +99,21 @@ def _asked(recipe: Recipe, options: Options) -> list[Row]:
 
 
 def _telling(pipe: Any, recipe: Recipe, sae: SparseAutoencoder, site: Site) -> int:
-    """The feature that tells harmful training prompts from their safe twins best."""
+    """Of the features that tell harmful training prompts from their safe twins, the one that writes most into them."""
     from safedig.features import find_features
     from safedig.tiny import prompts
 
     rows = as_rows(prompts("harmful", "train", recipe.seed, LEARNT))
     acts = record(pipe, rows, [site], drawing=recipe.drawing_of(pipe)).in_memory()
-    return int(find_features({site: sae}, acts, fdr=1.0, prototypes=0)[site].index[0])
+    found = find_features({site: sae}, acts, fdr=1.0, prototypes=0)[site].index
+    harmful = {row["id"] for row in rows if row["risk"]}
+    written = sum(
+        sae.encode(batch.x[tokens])[:, found].amax(0)
+        for batch in acts
+        for (name, _), tokens in batch.images()
+        if name in harmful
+    )
+    return int(found[(written * sae.decoder.W_dec[found].norm(dim=1)).argmax()])
 
 
 def _highest(pipe: Any, recipe: Recipe, sae: SparseAutoencoder, site: Site, feature: int, rows: list[Row]) -> list[Row]:
