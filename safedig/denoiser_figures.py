@@ -50,6 +50,7 @@ def _line(axes: Any, x: torch.Tensor, world: Mapping[str, Any]) -> None:
     axes.set_xlim(-SPAN, SPAN)
     axes.set_ylim(0, 1.6 * float(safe.log_p(safe.means, 0.0).exp().max()))
     axes.set_yticks([])
+    axes.set_xlabel("x₀, in units of the data", size=SMALL)
 
 
 def _plane(axes: Any, x: torch.Tensor, world: Mapping[str, Any]) -> None:
@@ -64,3 +65,4 @@ def _plane(axes: Any, x: torch.Tensor, world: Mapping[str, Any]) -> None:
     axes.set_xlim(-SPAN, SPAN)
     axes.set_ylim(-SPAN / 1.6, SPAN / 1.6)
     axes.set_aspect("equal")
+    axes.set_xlabel("x₀, in units of the data, both axes", size=SMALL)
