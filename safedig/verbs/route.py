@@ -66,7 +66,7 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     ranking = dataclasses.replace(
         ranking,
         model=recipe.model,
-        options=ranking.options | {"recipe_sha": recipe.sha, "prompt_seed": _seed(recipe, options)},
+        options=ranking.options | {"recipe_sha": recipe.routed_sha, "prompt_seed": _seed(recipe, options)},
     )
     name = f"{'+'.join(source) if asked.source else 'all'}--{target or 'any'}"
     place = (options.out or Path("routing")) / Path(recipe.model).name

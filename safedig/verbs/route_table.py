@@ -17,7 +17,7 @@ def told(ranking: Route, recipe: Recipe, file: Path, picture: Path) -> dict[str,
     return {
         "model": ranking.model,
         "fingerprint": ranking.fingerprint,
-        "recipe_sha": recipe.sha,
+        "recipe_sha": recipe.routed_sha,
         "source": list(ranking.source),
         "target": ", ".join(ranking.target),
         "chosen": [str(site) for site in ranking.chosen],
