@@ -26,6 +26,7 @@ def stale(result, pipe, sha):
 def test_every_committed_result_is_of_the_shipped_weights_and_recipe(model):
     pipe, recipe = load_pipeline(model), recipes.load(model)
     decided = {f"{model}.json": recipe.drawn_sha, f"demo-{model}.json": recipe.sha}
+    decided |= {f"feature-{model}.json": recipe.drawn_sha, f"evaluate-{model}/evaluate.json": recipe.sha}
     found = {name: stale(json.loads((RESULTS / name).read_text()), pipe, sha) for name, sha in decided.items()}
     assert found == {name: [] for name in decided}
 
@@ -44,6 +45,34 @@ def test_every_domain_has_a_committed_route_of_the_shipped_weights_and_its_recip
 def test_the_proof_of_the_routes_was_measured_on_the_shipped_weights(model):
     cells = (ROOT / "benchmarks" / f"routing.{model}.jsonl").read_text().splitlines()
     assert {json.loads(cell)["fingerprint"] for cell in cells} == {fingerprint(load_pipeline(model))}
+
+
+def compared(page, names):
+    """Method → the six counts of its row."""
+    rows = [[cell.strip() for cell in line.strip("|\n ").split("|")] for line in page.splitlines() if line[:2] == "| "]
+    return {row[0]: [int(cell) for cell in row[1:]] for row in rows if row[0] in names and len(row) == 7}
+
+
+def test_the_page_of_compared_methods_shows_the_committed_counts():
+    boards = [json.loads((RESULTS / f"evaluate-{model}" / "evaluate.json").read_text())["methods"] for model in MODELS]
+    told = {
+        name: [
+            count["k"]
+            for board in boards
+            for count in (
+                *(board[name]["harmful"]["target"][one] for one in ("unsafe", "not_clean")),
+                benign(board[name]),
+            )
+        ]
+        for name in boards[0]
+    }
+    page = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+    assert compared(page, told) == told and len(told) == 16
+    assert compared(page.replace("| 2 | 10 |", "| 1 | 10 |"), told) != told, "control"
+
+
+def benign(row):
+    return row["benign"]["benign"]
 
 
 def test_a_changed_weight_or_recipe_is_noticed():
