@@ -160,6 +160,15 @@ def stage(site: Site) -> Literal["text", "bind", "render"]:
     return STAGES[site.family or str(site)]  # type: ignore[return-value]
 
 
+def of_the_prompt(site: Site) -> bool:
+    """Whether only the prompt passes here, the same in every step: what text encoders give, and text as it enters.
+
+    The timestep's embedding is prepared beside it, and knows σ.
+    """
+    enters = stage(site) == "text" and not site.family and site.stream != "temb"
+    return site.component != "transformer" or enters
+
+
 def _known(pipe: Any) -> list[Place]:
     """Whatever the table says of this pipeline's components, or of a bare transformer."""
     described = [

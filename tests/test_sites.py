@@ -5,7 +5,7 @@ import torch
 
 from safedig.config import UsageError
 from safedig.hooks import SafetyBypassError, attach
-from safedig.sites import Site, SiteError, d_in, places, ports, resolve, sites, stage
+from safedig.sites import Site, SiteError, d_in, of_the_prompt, places, ports, resolve, sites, stage
 from tests.tiny_pipelines import draw_images
 from tests.tiny_transformers import build
 
@@ -113,6 +113,22 @@ def test_the_text_and_image_streams_are_told_apart(pipe):
     for site, count in tokens.items():
         if site.component == "transformer":
             assert count == {"img": img, "txt": txt, "joint": img + txt}.get(site.stream, count)
+
+
+def test_where_only_the_prompt_passes_it_is_the_same_in_every_step_and_the_timestep_is_not(pipe):
+    seen = {}
+    live = [place.site for place in places(pipe) if place.site.component == "transformer" and not place.dead]
+
+    def keep(x, context):
+        seen.setdefault((context.site, context.rows), []).append(x.clone())
+
+    with attach(pipe, dict.fromkeys(live, keep)):
+        draw_images(pipe, ["a cup"])
+    same = {site: all(torch.equal(steps[0], one) for one in steps[1:]) for (site, _), steps in seen.items()}
+    assert {str(site) for site in same if of_the_prompt(site)} == {"txt.embed", "pooled.embed"}
+    assert all(same[site] for site in same if of_the_prompt(site))
+    assert not same[Site.parse("temb.out")] and not same[Site.parse("img.embed")], "the control"
+    assert of_the_prompt(Site.parse("text_encoder_2:final.txt.resid_post"))
 
 
 def test_rewriting_changes_the_image_if_and_only_if_the_site_can_be_edited(pipe):

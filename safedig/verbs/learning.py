@@ -89,10 +89,10 @@ def drawn(split: str, kinds: Mapping[str, int], seed: int, **wishes: Any) -> lis
 def recorded(pipe: Any, recipe: Recipe, sites: Sequence[str], rows: list[Row]) -> Activations:
     """What passes the sites. Where only the prompt does, it is the same in every step: one is enough."""
     from safedig.activations.record import record
-    from safedig.sites import resolve, stage
+    from safedig.sites import of_the_prompt, resolve
 
     there, drawing = resolve(pipe, sites), recipe.drawing_of(pipe)
     unique = list({row["id"]: row for row in rows}.values())
-    if all(stage(site) == "text" and not site.family for site in there):
+    if all(map(of_the_prompt, there)):
         drawing = dataclasses.replace(drawing, steps=1)
     return record(pipe, unique, there, drawing=drawing).in_memory()

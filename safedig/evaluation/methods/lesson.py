@@ -16,7 +16,7 @@ from ...progress import say
 from ...sae.model import SparseAutoencoder
 from ...sae.options import SAEOptions
 from ...sae.train import train
-from ...sites import Site, resolve, stage
+from ...sites import Site, of_the_prompt, resolve
 from ...steering.conformal import calibrated
 
 Row = dict[str, Any]
@@ -66,7 +66,7 @@ class Lesson:
     def recorded(self, rows: Iterable[Row], sites: Iterable[Site]) -> Activations:
         """Where only the prompt passes, it is the same in every step, and one is enough."""
         places, drawing = list(sites), self.drawing or Drawing.of(self.pipe)
-        if all(one.component != "transformer" or (stage(one) == "text" and not one.family) for one in places):
+        if all(map(of_the_prompt, places)):
             drawing = replace(drawing, steps=1)
         unique = {(row["id"], row["seed"]): row for row in rows}
         return record(self.pipe, unique.values(), places, drawing=drawing).in_memory()
