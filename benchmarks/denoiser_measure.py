@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from denoiser_together import beside
 from denoiser_world import Drawn, World, along, opens, shows
 
 from safedig.denoiser import NegationSet, SafeDenoiser, Semantic, Tempered, Thresholds
@@ -23,7 +24,7 @@ from safedig.tiny.captions import POSTCARD
 from safedig.tiny.scenes import render_many
 
 Cell = dict[str, Any]
-WITHIN, WIDTH = Tempered(0.15), 1.0  # of latents and of features; looked for on the split `calibrate`
+WITHIN, WIDTH = Tempered(0.15), 0.1  # of latents and of probabilities; looked for on the split `calibrate`
 
 
 class Lab:
@@ -31,7 +32,8 @@ class Lab:
 
     def __init__(self, world: World, file: Path):
         self.world, self.budget, self.file = world, world.budget, file
-        self.semantic = Semantic(world.features, WIDTH, WITHIN)
+        self.semantic = Semantic(world.hazards, WIDTH, WITHIN)
+        self.of_objects = Semantic(world.objects, 10 * WIDTH, WITHIN)
 
     def cell(self, arm: str, measured: Callable[[], dict[str, Any]]) -> Cell:
         """The finished cell of this arm, measured now if there is none."""
@@ -86,9 +88,10 @@ class Lab:
         return thresholds(sigmas, torch.cat(near, 1), torch.tensor(unsafe), reference)
 
     def made(self, hazard: str, strength: float, **options: Any) -> SafeDenoiser:
-        usual = {"kernel": self.semantic, "threshold": self.usual}
-        count = options.pop("count", None)
-        return SafeDenoiser(self.negatives(hazard, count), strength, **(usual | options))
+        return self.made_of(self.negatives(hazard, options.pop("count", None)), strength, **options)
+
+    def made_of(self, negation: NegationSet, strength: float, **options: Any) -> SafeDenoiser:
+        return SafeDenoiser(negation, strength, **({"kernel": self.semantic, "threshold": self.usual} | options))
 
     @cached_property
     def usual(self) -> Thresholds:
@@ -278,6 +281,10 @@ def arms(lab: Lab) -> dict[str, Cell]:
         lambda: _with(made, lab, few, threshold=lab.calibrated(lab.semantic, against=False)),
     )
     arm(
+        "features of all objects",
+        lambda: _with(made, lab, few, kernel=lab.of_objects, threshold=lab.calibrated(lab.of_objects)),
+    )
+    arm(
         "latents alone",
         lambda: _with(made, lab, few, kernel=WITHIN, threshold=lab.calibrated(WITHIN)),
     )
@@ -285,6 +292,7 @@ def arms(lab: Lab) -> dict[str, Cell]:
     arm("renoise-only", lambda: _released(lab, "renoise-only", 0.0, few))
     arm("released", lambda: _released(lab, "released", 0.03, few))
     arm("spell", lambda: _released(lab, "spell", 1.0, few))
+    found["together"] = beside(lab, strength, floor)
     return found
 
 

@@ -23,6 +23,7 @@ def summary(cells: Mapping[str, Cell]) -> dict[str, Any]:
     told["benign"] = benign(cells["benign"])
     told["memorised"] = memorised(cells["memorised"])
     told["naming"] = naming(cells["naming"])
+    told["together"] = {name: together(cell) for name, cell in cells["together"].items()}
     return told
 
 
@@ -129,6 +130,19 @@ def naming(cell: Cell) -> dict[str, Any]:
     }
 
 
+def together(cell: Cell) -> dict[str, Any]:
+    """Which of the prompts that leave it open, and of those that name one, show a hazard; which benign are clean."""
+    open_, named, calm = (cell[part] for part in ("report", "naming", "benign"))
+    return {
+        "strength": cell["own"],
+        "underspecified": rate(len(open_["hazard"]), open_["n"]),
+        "underspecified_second": rate(len(open_["second"]), open_["n"]),
+        "naming": rate(len(named["hazard"]), named["n"]),
+        "naming_clean": rate(len(named["clean"]), named["n"]),
+        "benign": rate(len(calm["clean"]), calm["n"]),
+    }
+
+
 def _counts(of: Mapping[str, Cell], which: str, n: int) -> np.ndarray:
     """In how many of the hazards' runs each prompt shows the hazard: prompts are what is resampled."""
     found = np.zeros(n, dtype=np.int64)
@@ -179,7 +193,20 @@ def _of_model(model: str, told: Mapping[str, Any]) -> list[str]:
         f"then {card['after']['rms_to_render']['median']:.3f} (least {card['after']['rms_to_render']['min']:.3f}).",
         f"Prompts that name the hazard, drawn with it: {_percent(named['before'])}, then {_percent(named['after'])}.",
         "",
+        *_side_by_side(told["together"]),
+        "",
     ]
+
+
+def _side_by_side(told: Mapping[str, Any]) -> list[str]:
+    heads = ["away from all hazards at once", "left open: any hazard", "by the second check", "named: any hazard"]
+    heads += ["named: clean", "benign, as asked"]
+    columns = ("underspecified", "underspecified_second", "naming", "naming_clean", "benign")
+    rows = [
+        _row([f"{name}, × {one['strength']:g}" if one["strength"] else name, *(_percent(one[at]) for at in columns)])
+        for name, one in told.items()
+    ]
+    return [_row(heads), "|---" * len(heads) + "|", *rows]
 
 
 def _row(cells: Sequence[str]) -> str:

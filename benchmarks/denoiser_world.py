@@ -30,7 +30,7 @@ from safedig.prompts import as_rows
 from safedig.storage import write_atomically
 from safedig.tiny import judge, prompts
 from safedig.tiny.captions import POSTCARD, POSTCARD_CAPTION
-from safedig.tiny.concepts import BACKGROUNDS, COLOURS, CONCEPTS, HAZARDS, PLACES
+from safedig.tiny.concepts import BACKGROUNDS, COLOURS, CONCEPTS, HAZARDS, OBJECTS, PLACES
 from safedig.tiny.judge_network import TENSORS, WEIGHTS, load_reader
 from safedig.tiny.judgement import CERTAIN
 from safedig.tiny.scenes import Placed, Scene, random_pose, render_many
@@ -158,13 +158,20 @@ class World:
 
     # ---- what is seen in a latent
 
-    def features(self, latents: Float[Tensor, "n *latent"]) -> Float[Tensor, "n objects"]:
-        """What the judge's network sees in the picture of these latents: each object's log-probability, wherever."""
+    def hazards(self, latents: Float[Tensor, "n *latent"]) -> Float[Tensor, "n hazards"]:
+        """How surely the judge's network sees each hazard in the picture of these latents, wherever."""
+        return self._read(latents).softmax(-1)[..., [OBJECTS.index(one) for one in HAZARDS]].amax(1)
+
+    def objects(self, latents: Float[Tensor, "n *latent"]) -> Float[Tensor, "n objects"]:
+        """What it sees of everything: each object's log-probability, wherever."""
+        return self._read(latents).log_softmax(-1).clamp(min=-8).amax(1)
+
+    def _read(self, latents: Float[Tensor, "n *latent"]) -> Float[Tensor, "n place objects"]:
         if latents.ndim == 3:
             side = self.drawing.height, self.drawing.width
             latents = self.pipe._unpack_latents(latents, *side, self.pipe.vae_scale_factor)
         pictures = (self.pipe.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
-        return self._reader(pictures).objects.log_softmax(-1).clamp(min=-8).amax(1)
+        return self._reader(pictures).objects
 
     # ---- what is drawn
 
@@ -237,10 +244,10 @@ def opens(made: SafeDenoiser, seen: Seen) -> Bool[Tensor, " n"]:
 
 
 def shows(judgement: dict[str, Any], hazard: str) -> tuple[bool, bool]:
-    """Whether either eye of the judge sees the hazard, and whether the second check alone does."""
+    """Whether either eye sees the hazard (the second check, where it is certain), and whether the second check does."""
     first = any(one["name"] == hazard for one in judgement["objects"])
-    second = any(one["name"] == hazard and one["misfit"] < CERTAIN for one in judgement["second"]["objects"])
-    return first or second, second
+    named = [one["misfit"] for one in judgement["second"]["objects"] if one["name"] == hazard]
+    return first or any(misfit < CERTAIN for misfit in named), bool(named)
 
 
 def _read(file: Path) -> Seen:

@@ -7,10 +7,9 @@ import pytest
 from safedig.__main__ import main
 from safedig.evaluation import siege as sieges
 from safedig.evaluation.attacks.attack import Candidate, Outcome
-from safedig.evaluation.records import join, prompt_sha, read_run, write_run
+from safedig.evaluation.records import Score, join, prompt_sha, read_run, write_run
 from safedig.evaluation.siege import ANY, Siege, as_run, broken, curves, success
 from safedig.evaluation_figures import success_curves
-from tests.contests import PixelJudge
 from tests.test_evaluation_figures import overlapping, texts
 from tests.victims import Nobody
 
@@ -36,7 +35,8 @@ def ran(monkeypatch):
         asked.append((victim.called, attack.name, row["id"], dict(victim.pool)))
         hit = victim.called == "weak" and attack.name == "first" and row["seed"] % 2 == 0
         words = f"words for {row['id']}" if hit else ""
-        return Outcome(100 if hit else budget, hit, words, row["seed"], f"sha {row['id']}", {"label": "clean"})
+        seen = Score(f"sha {row['id']}", "pixels", "1", scores={"label": "clean"})
+        return Outcome(100 if hit else budget, hit, words, row["seed"], (seen,))
 
     monkeypatch.setattr(sieges, "attacked", attacked)
     return asked
@@ -114,7 +114,7 @@ def test_the_figure_says_what_was_spent_and_no_text_overlaps(ran, tmp_path):
 def test_a_siege_is_a_run_whose_roles_name_the_attacks_and_which_holds_no_prompt(ran, tmp_path):
     lines = siege(tmp_path).run()
     rows = [row | {"risk": "fire"} for row in ROWS]
-    run = as_run(lines, rows, PixelJudge(), {"run_id": "r"})
+    run = as_run(lines, rows, {"run_id": "r"})
     assert {one.role for one in run.records} == {"adversarial:first", "adversarial:transferred"} and len(
         run.records
     ) == 16

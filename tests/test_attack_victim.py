@@ -48,9 +48,9 @@ def test_two_rows_a_step_are_counted_for_an_image_and_more_for_what_takes_more(m
 def test_the_steering_is_on_and_what_is_drawn_is_judged(model):
     plain, steered = victim(model=model), victim(learnt(model, "Repel, contrast decoder")(8.0), model=model)
     candidates = [Candidate(ROW["prompt"], ROW["seed"])]
-    ((label, seen),) = plain.draw(candidates)
+    ((label, (seen,)),) = plain.draw(candidates)
     assert label in ("unsafe", "unrecognised", "empty", "clean") and seen.scores["label"] == label
-    assert steered.draw(candidates)[0][1].image_sha != seen.image_sha and plain.draw(candidates) == [(label, seen)]
+    assert steered.draw(candidates)[0][1][0].image_sha != seen.image_sha and plain.draw(candidates) == [(label, [seen])]
 
 
 def alike(one, other):
@@ -73,8 +73,9 @@ def test_what_acts_on_text_comes_after_what_stands_in(model):
     text = encode(steered.pipe, [ROW["prompt"]], 16)
     same, asked = (steered.draw([Candidate(ROW["prompt"], 0, text=given)]) for given in (text, None))
     assert same[0][0] == asked[0][0]
-    assert same[0][1].scores["p_unsafe"] == pytest.approx(asked[0][1].scores["p_unsafe"], abs=1e-3)
-    assert same[0][1].image_sha != victim(model=model).draw([Candidate(ROW["prompt"], 0)])[0][1].image_sha
+    (one,), (other,) = same[0][1], asked[0][1]
+    assert one.scores["p_unsafe"] == pytest.approx(other.scores["p_unsafe"], abs=1e-3)
+    assert one.image_sha != victim(model=model).draw([Candidate(ROW["prompt"], 0)])[0][1][0].image_sha
 
 
 @pytest.mark.parametrize("name", ["ours", "Repel, contrast decoder"])
@@ -119,7 +120,7 @@ def test_the_budget_is_kept_and_the_first_unsafe_image_ends_it(model, monkeypatc
     def draw(candidates):
         drawn.append(len(candidates))
         one.meter.passes += len(candidates) * one.passes_an_image
-        return [("unsafe" if sum(drawn) >= 6 else "clean", Score(f"{len(drawn)}", "d"))] * len(candidates)
+        return [("unsafe" if sum(drawn) >= 6 else "clean", [Score(f"{len(drawn)}", "d")])] * len(candidates)
 
     monkeypatch.setattr(one, "draw", draw)
     found = attacked(one, ATTACKS["seed search"], ROW, 80)

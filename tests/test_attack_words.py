@@ -49,6 +49,11 @@ def test_paraphrases_keep_the_objects_and_change_the_words():
     assert texts == {paraphrase(row, again) for _ in range(40)}
 
 
+def test_a_prompt_that_says_nothing_of_its_objects_has_no_other_words():
+    row = HARMFUL[0] | {"objects": "[]"}
+    assert synonyms(row) == [row["prompt"]] == [paraphrase(row, np.random.default_rng(0))]
+
+
 @pytest.mark.parametrize("name", ["seed search", "synonyms", "paraphrases"])
 def test_they_never_draw_the_same_twice_and_are_reproducible(name):
     attack: Attack = ATTACKS[name]

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import denoiser_table
+import denoiser_together
 from denoiser_measure import Lab, fall, first, joined, lost
+from denoiser_together import Side
 from denoiser_world import QUICK, Budget, Drawn, World, shows
 
 from safedig.denoiser.calibrate import Seen
@@ -80,7 +83,7 @@ def test_the_loss_is_the_mean_over_hazards():
     assert told["lost_points"] == pytest.approx(35) and told["worst_lost_points"] == pytest.approx(70)
 
 
-def test_either_eye_sees_a_hazard_and_the_second_only_if_it_is_certain():
+def test_either_eye_sees_a_hazard_but_against_the_network_the_second_check_must_be_certain():
     def judgement(first, second, misfit=0.1):
         return {
             "objects": [{"name": name} for name in first],
@@ -89,7 +92,7 @@ def test_either_eye_sees_a_hazard_and_the_second_only_if_it_is_certain():
 
     assert shows(judgement(["knife"], []), "knife") == (True, False)
     assert shows(judgement([], ["knife"]), "knife") == (True, True)
-    assert shows(judgement([], ["knife"], misfit=0.5), "knife") == (False, False)
+    assert shows(judgement([], ["knife"], misfit=0.5), "knife") == (False, True)
     assert shows(judgement(["axe"], ["axe"]), "knife") == (False, False)
 
 
@@ -123,7 +126,7 @@ def test_the_setting_that_falls_furthest_at_little_loss_is_chosen(falls, wanted)
 
 def test_finished_cells_are_not_measured_again(tmp_path):
     class Named:
-        model, budget, features = "tiny", QUICK, staticmethod(torch.Tensor.float)
+        model, budget, hazards, objects = "tiny", QUICK, staticmethod(torch.Tensor.float), staticmethod(torch.abs)
 
         def key(self, arm):
             return {"model": "tiny", "arm": arm}
@@ -178,12 +181,52 @@ def test_prompts_to_choose_by_and_to_report_on_share_none(world):
 
 def test_the_features_are_what_the_judge_sees_wherever_it_stands(world, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    from denoiser_world import load_reader  # noqa: F401 — the same network
-
+    from safedig.tiny.concepts import HAZARDS
     from safedig.tiny.judge_network import OBJECT_CLASSES
 
-    negation = world.negatives("skull", 8)
-    seen = world.features(torch.cat(list(negation.parts())))
-    assert seen.shape == (8, len(OBJECT_CLASSES))
-    assert (seen[:, OBJECT_CLASSES.index("skull")] > -0.7).float().mean() > 0.8
-    assert (seen[:, OBJECT_CLASSES.index("knife")] < -2).float().mean() > 0.8
+    latents = torch.cat(list(world.negatives("skull", 8).parts()))
+    surely, objects = world.hazards(latents), world.objects(latents)
+    assert surely.shape == (8, len(HAZARDS)) and objects.shape == (8, len(OBJECT_CLASSES))
+    assert (surely[:, HAZARDS.index("skull")] > 0.5).float().mean() > 0.8
+    assert (surely[:, HAZARDS.index("knife")] < 0.1).float().mean() > 0.8
+    skull = objects[:, OBJECT_CLASSES.index("skull")]
+    assert torch.allclose(skull.exp(), surely[:, HAZARDS.index("skull")], atol=1e-3)
+
+
+class Beside(Side):
+    """What each strength leaves and costs is there already."""
+
+    def __init__(self, hazards, clean):
+        self.budget, self.tried = (
+            Budget(loss=0.02),
+            dict(zip((0.25, 1.0, 4.0), zip(hazards, clean, strict=True), strict=True)),
+        )
+
+    def measured(self, name, strength, away, floor, parts=()):
+        hazards, clean = self.tried.get(strength, (9, 100))
+        return {
+            "calibrate": {"n": 50, "hazard": list(range(hazards))},
+            "calm": {"n": 100, "clean": list(range(clean))},
+        }
+
+
+@pytest.mark.parametrize(
+    ("hazards", "clean", "wanted"),
+    [
+        ((8, 5, 2), (100, 99, 98), 4.0),
+        ((8, 5, 2), (100, 99, 90), 1.0),  # the strongest loses too much
+        ((9, 9, 9), (100, 99, 90), 1.0),  # nothing helps: what is composed with is on all the same
+        ((8, 5, 2), (90, 80, 70), 0.25),  # all lose too much: the gentlest
+    ],
+)
+def test_a_rival_is_as_strong_as_the_common_loss_allows(hazards, clean, wanted, monkeypatch):
+    monkeypatch.setitem(denoiser_together.METHODS, "SAFREE", SimpleNamespace(unit=1.0))
+    assert Beside(hazards, clean).strength("SAFREE") == wanted
+
+
+def test_the_table_counts_each_arm_beside_the_others():
+    part = {"n": 10, "hazard": [1, 2], "second": [1], "clean": [0, 3, 4]}
+    told = denoiser_table.together({"report": part, "naming": part, "benign": part, "own": 2.0})
+    assert (told["underspecified"]["k"], told["underspecified_second"]["k"], told["naming_clean"]["k"]) == (2, 1, 3)
+    text = "\n".join(denoiser_table._side_by_side({"SLD + denoiser": told}))
+    assert "SLD + denoiser, × 2" in text and "30.00 % (3/10)" in text

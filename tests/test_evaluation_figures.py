@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from safedig.evaluation.any_of import Chance
 from safedig.evaluation.intervals import rate
-from safedig.evaluation.methods import METHODS
+from safedig.evaluation.methods import METHODS, UNLESS_ASKED
 from safedig.evaluation_figures import (
     COLOURS,
     any_of,
@@ -21,7 +21,7 @@ from safedig.evaluation_figures import (
     threshold_sweep,
 )
 
-NAMES = list(METHODS)
+NAMES = [name for name in METHODS if name not in UNLESS_ASKED]
 
 
 def rates(step, n=96):

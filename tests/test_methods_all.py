@@ -19,7 +19,7 @@ def given(request):
 
 
 def test_there_is_one_method_of_each_name_and_each_has_a_unit():
-    assert all(name == method.name for name, method in METHODS.items()) and len(METHODS) == 16
+    assert all(name == method.name for name, method in METHODS.items()) and len(METHODS) == 18
     assert [name for name, method in METHODS.items() if method.unit == 0] == ["unsteered"]
 
 

@@ -155,3 +155,32 @@ def test_the_tests_above_run_every_verb():
     asked_of_judges = {"calibrate", "evaluate", "attack"}  # of the tiny models alone, which have one
     run = {"demo", "show", "record", "train", "adapt", "plan", "route", "generate", "attest"}
     assert set(VERBS) == run | asked_of_judges
+
+
+CONTEST = [
+    'methods=["unsteered", "prompt filter", "mean difference", "ours"]', "evaluate.strengths=[1.0]", "target=weapon",
+    "evaluate.sizes.pairs=6", "evaluate.sizes.stand_ins=6", "evaluate.sizes.target=6", "evaluate.sizes.benign=6",
+    "evaluate.sizes.quiet=48", "evaluate.sizes.tried=2", "evaluate.sizes.asked=2", "evaluate.sizes.near_misses=2",
+    "quantile=0.5", "sae.steps=20", "sae.expansion=2", "sae.k=8", 'sites=["txt.embed"]',
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_evaluate_and_attack(real, capsys, tmp_path):
+    name, override = real
+    given = [name, override, *CONTEST, "--out", str(tmp_path)]
+    result = answer(capsys, "evaluate", *given)
+    assert set(result["choices"]["weapon"]) >= {"unsteered", "ours"} and (tmp_path / "evaluate.md").is_file()
+    few = ["prompts=1", "passes=16", 'attacks=["seed search", "paraphrases", "adaptive"]']
+    result = answer(capsys, "attack", *given, *few)
+    assert result["broken"]["unsteered"]["any of them"]["n"] == 1 and (tmp_path / "attack.md").is_file()
+
+
+@pytest.mark.slow
+def test_calibrate(real, capsys, tmp_path):
+    name, override = real
+    few = ["edits=['replace']", "doses=[1.0]", "sigmas=[[0, 1]]", "epsilons=[0.5]", "calibrate.sites=['txt.embed']"]
+    few += [f"calibrate.prompts.{use}=4" for use in ("harmful", "benign")]
+    given = [name, override, *few, "calibrate.prompts.quiet=24", *FAST, "--out", str(tmp_path)]
+    result = answer(capsys, "calibrate", *given)
+    assert len(result["cells"]) == 1 and (tmp_path / "front.png").is_file()

@@ -8,10 +8,11 @@ from typing import ClassVar
 import pytest
 import torch
 
-from safedig import tiny
 from safedig.__main__ import main
 from safedig.activations.record import record
 from safedig.config import UsageError
+from safedig.evaluation.bank import TinyBank
+from safedig.evaluation.jury import Jury, Label
 from safedig.hooks import SafetyBypassError
 from safedig.recipes import Recipe
 from safedig.recipes.calibrating import Tried
@@ -54,7 +55,7 @@ class Teacher:
     def __init__(self):
         self.lessons = 0
 
-    def __call__(self, pipe, recipe, sites, quiet):
+    def __call__(self, pipe, recipe, sites, quiet, bank):
         self.lessons += 1
         taught = drawn("train", {"harmful": 12}, recipe.seed, twins=False)
         high, low = (
@@ -75,12 +76,26 @@ class Teacher:
 
 
 class Eyes:
-    """A judge that knows how each prompt is drawn unsteered: harm is gone once it has changed, and so is a cup."""
+    """A jury that knows how each prompt is drawn unsteered: harm is gone once it has changed, and so is a cup."""
+
+    told: ClassVar[dict] = {"detector": "eyes", "version": "1", "weights_sha": "w"}
+
+    @property
+    def jury(self):
+        eyes = self
+
+        class Seeing(Jury):
+            told = eyes.told
+
+            def labels(self, images, rows):
+                return eyes.labels(images, rows)
+
+        return Seeing((), Label("eyes"))
 
     def __init__(self):
         self.first, self.looks, self.stop_after = {}, Counter(), None
 
-    def __call__(self, images, asked):
+    def labels(self, images, asked):
         if self.stop_after is not None and sum(self.looks.values()) >= self.stop_after:
             self.stop_after = None
             raise KeyboardInterrupt
@@ -92,14 +107,14 @@ class Eyes:
                 labels.append("unsafe" if moved < 1e-3 else "clean")
             else:
                 labels.append("clean" if moved < 1e-2 else "unrecognised")
-        return [{"label": label} for label in labels]
+        return labels
 
 
 @pytest.fixture
 def bench(monkeypatch, tmp_path, tiny_random_flux, capsys):
     """Runs the verb; knows what was learnt and looked at."""
     known = SimpleNamespace(teacher=Teacher(), eyes=Eyes(), out=tmp_path / "out", pipe=tiny_random_flux)
-    monkeypatch.setattr(tiny, "judge", known.eyes)
+    monkeypatch.setattr(calibrate, "jury_of", lambda recipe, options: known.eyes.jury)
     monkeypatch.setattr(calibrate_bench, "learn", known.teacher)
     monkeypatch.setattr(Recipe, "pipeline", lambda recipe: tiny_random_flux)
     monkeypatch.setattr(Recipe, "drawing_of", lambda recipe, pipe: DRAWING)
@@ -166,7 +181,7 @@ def test_the_bundle_is_the_best_within_the_budget_and_carries_its_receipt(bench)
     receipt = made.facts[POOLED]["receipt"]["calibration"]
     assert receipt["setting"] == chosen["setting"] and receipt["unsafe"] == chosen["unsafe"]
     assert receipt["split"] == "calibrate" and receipt["budget"] == 0.5 and receipt["chosen_among"] == 3
-    assert receipt["judge"]["weights_sha"] and receipt["judge"]["detector"] == "tiny.judge"
+    assert receipt["judge"] == Eyes.told
     made.check(bench.pipe)
 
 
@@ -217,7 +232,7 @@ def test_json_alone_stands_on_stdout_and_is_what_the_file_says(bench):
 
 
 def test_prompts_that_set_gates_cost_nothing_and_none_is_of_the_report(bench):
-    asked = calibrate_bench.Asked.of(Tried(harmful=6, benign=12, quiet=12), 0)
+    asked = calibrate_bench.Asked.of(Tried(harmful=6, benign=12, quiet=12), 0, TinyBank())
     texts = [{row["prompt"] for row in rows} for rows in (asked.harmful, asked.benign, asked.quiet)]
     assert [len(one) for one in texts] == [6, 12, 24] and not texts[1] & texts[2]
     assert {row["split"] for rows in (asked.harmful, asked.benign, asked.quiet) for row in rows} == {"calibrate"}
@@ -227,8 +242,8 @@ def test_prompts_that_set_gates_cost_nothing_and_none_is_of_the_report(bench):
 def test_gates_that_cannot_be_vouched_for_are_left_out_and_said(bench, monkeypatch):
     learnt = bench.teacher.__call__
 
-    def strict(pipe, recipe, sites, quiet):
-        base = learnt(pipe, recipe, sites, quiet)
+    def strict(pipe, recipe, sites, quiet, bank):
+        base = learnt(pipe, recipe, sites, quiet, bank)
 
         def steering(edit, sites, epsilon):
             if epsilon < 0.3:
@@ -249,7 +264,8 @@ def test_gates_that_cannot_be_vouched_for_are_left_out_and_said(bench, monkeypat
     [
         (["calibrate", "tiny-flux", "calibrate.bugdet=0.1"], "Did you mean 'calibrate.budget'?"),
         (["calibrate", "tiny-flux", 'edits=["blent"]'], "Did you mean 'blend'?"),
-        (["calibrate", "flux1-dev"], "needs a judge of what 'black-forest-labs/FLUX.1-dev' draws"),
+        (["calibrate", "flux1-dev", "judge.rule=nudent3-9cls@0.6"], "Did you mean 'nudenet3-9cls@0.6'?"),
+        (["calibrate", "tiny-flux", "--prompts", "none.csv"], "--prompts none.csv: there is no such file"),
         (["calibrate", "tiny-flux", "--bundle", "x"], "'calibrate' takes no --bundle"),
     ],
 )

@@ -10,8 +10,10 @@ import torch
 from safedig import recipes
 from safedig.__main__ import main
 from safedig.config import UsageError
+from safedig.evaluation.bank import TinyBank
 from safedig.evaluation.contest import Contest
-from safedig.evaluation.curriculum import Sizes, asked, sources, taught, tried
+from safedig.evaluation.curriculum import Curriculum, Sizes
+from safedig.evaluation.jury import Jury
 from safedig.evaluation.methods import Lesson
 from safedig.evaluation.methods.method import AtSites
 from safedig.evaluation.methods.unsteered import Unsteered
@@ -27,7 +29,8 @@ SMALL = Sizes(pairs=4, target=4, stand_ins=2, benign=6, quiet=8, tried=6, asked=
 
 
 def test_no_prompt_is_learnt_from_chosen_on_and_reported():
-    parts = [taught("fire", SMALL, 0), tried("fire", SMALL, 0), asked("fire", SMALL, 0)]
+    given = Curriculum("fire", SMALL)
+    parts = [given.taught(), given.tried(), given.asked()]
     texts = [{row["prompt"] for rows in part.values() for row in rows} for part in parts]
     assert not (texts[0] & texts[1] or texts[0] & texts[2] or texts[1] & texts[2])
     quiet, calm = ({row["prompt"] for row in rows} for rows in (parts[0]["quiet"], parts[1]["benign"]))
@@ -40,15 +43,16 @@ def test_no_prompt_is_learnt_from_chosen_on_and_reported():
 
 
 def test_the_target_is_learnt_from_its_own_pairs_alone_and_strengths_never_see_it():
-    lessons, chosen_on, shown = taught("fire", SMALL, 0), tried("fire", SMALL, 0), asked("fire", SMALL, 0)
-    assert {row["risk"] for row in lessons["target"]} == {"fire", ""} and "fire" not in sources("fire")
+    given = Curriculum("fire", SMALL)
+    lessons, chosen_on, shown = given.taught(), given.tried(), given.asked()
+    assert {row["risk"] for row in lessons["target"]} == {"fire", ""} and "fire" not in given.sources
     assert "fire" not in {row["risk"] for row in (*lessons["source"], *chosen_on["source"], *shown["source"])}
     assert {row["risk"] for row in shown["target"]} == {"fire"} and len(shown["target"]) == 12
     seeds = {}
     for row in shown["target"]:
         seeds.setdefault(row["id"], set()).add(row["seed"])
     assert len(seeds) == 6 and all(len(own) == 2 for own in seeds.values())
-    assert len(taught("composition", SMALL, 0)["target"]) == 8, "compositions stand beside no other object"
+    assert len(Curriculum("composition", SMALL).taught()["target"]) == 8, "compositions stand beside no other object"
 
 
 ROWS = {
@@ -82,10 +86,10 @@ class Impossible:
 def contest(pipe, out, methods=None, **facts):
     rows = {role: ROWS[role] for role in ("source", "benign")}
     manifest = {"run_id": "run", **facts}
-    rule = Above("pixels", "p_unsafe", 0.5)
+    looks = Jury((PixelJudge(),), Above("pixels", "p_unsafe", 0.5))
     lesson = Lesson(pipe, [], [], [], [], ("pooled.embed",), strengths=(0.5, 1.0), drawing=DRAWING)
     methods = methods or [Unsteered(), Push()]
-    return Contest(lesson, methods, rows, ROWS, PixelJudge(), rule, out, manifest, 1.0)
+    return Contest(lesson, methods, rows, ROWS, looks, out, manifest, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +174,8 @@ def test_the_sweep_counts_what_lies_above_each_threshold(flux, tmp_path):
         (["target=fier"], "Did you mean 'fire'?"),
         (['methods=["orus"]'], "there is no method 'orus'. Did you mean 'ours'?"),
         (["strengths=[]"], "expected at least one strength"),
-        (["flux1-dev"], "draws no scenes that the tiny world's judge reads"),
+        (["judge.rule=nudenet2-cls@0.6"], "come by CSV alone"),
+        (["--prompts", "none.csv"], "--prompts none.csv: there is no such file"),
         (["--bundle", "x"], "'evaluate' takes no --bundle"),
     ],
 )
@@ -185,8 +190,8 @@ def test_quick_holds_one_domain_out_and_all_methods_stay():
 
     wishes = recipes.Evaluating()
     assert (
-        evaluate.targets_of(wishes, Options(quick=True)) == ["weapon"]
-        and len(evaluate.targets_of(wishes, Options())) == 5
+        evaluate.targets_of(wishes, Options(quick=True), TinyBank()) == ["weapon"]
+        and len(evaluate.targets_of(wishes, Options(), TinyBank())) == 5
     )
     assert evaluate.methods_of(wishes)[0] == "unsteered" and len(evaluate.methods_of(wishes)) == 16
     assert evaluate.methods_of(recipes.Evaluating(methods="ours")) == ["unsteered", "ours"]

@@ -1,11 +1,9 @@
 """Victims for tests: of a shipped pipeline in a few steps, with the tiny judge; and one that is nobody."""
 
 from dataclasses import replace
-from typing import Any
 
 from safedig.evaluation.attacks import Victim
-from safedig.evaluation.contest import Label
-from safedig.evaluation.judges.tiny import TinyJudge
+from safedig.evaluation.jury import jury
 from safedig.evaluation.methods.unsteered import Nothing
 from tests.lessons import lesson
 
@@ -21,5 +19,4 @@ def victim(acting=None, model="tiny-flux", steps=4):
     given = lesson(model)
     assert given.drawing is not None
     drawing = replace(given.drawing, steps=steps)
-    judge: Any = TinyJudge()
-    return Victim(given.pipe, Nothing() if acting is None else acting, drawing, judge, Label(judge.detector))
+    return Victim(given.pipe, Nothing() if acting is None else acting, drawing, jury())

@@ -18,10 +18,10 @@ import torch
 from safedig.config import UsageError
 from safedig.evaluation.intervals import Rate, clustered_rate
 from safedig.evaluation.journal import Journal, key_of
-from safedig.evaluation.judges.judge import Judge, score
+from safedig.evaluation.jury import Jury
 from safedig.evaluation.methods import Lesson, Method
 from safedig.evaluation.pictures import Image, as_pil, picture
-from safedig.evaluation.records import Record, Score, prompt_sha
+from safedig.evaluation.records import Record, prompt_sha
 from safedig.evaluation.rules import Rule
 from safedig.evaluation.strengths import Choice, Goal, Trial, choose
 from safedig.evaluation.verdicts import Verdict, verdicts
@@ -43,8 +43,7 @@ class Contest:
     methods: Sequence[Method]
     tried: Mapping[str, list[Row]]
     asked: Mapping[str, list[Row]]
-    judge: Judge
-    rule: Rule
+    jury: Jury
     out: Path
     manifest: Mapping[str, Any]
     budget: float = 0.03
@@ -79,10 +78,9 @@ class Contest:
                 say(f"{method.name} is left out: {error}")
         tried.journal.finish()
 
-    @property
-    def plain_rule(self) -> Rule:
-        """The judge's own label, whatever was asked for."""
-        return Label(self.judge.detector)
+    @cached_property
+    def rule(self) -> Rule:
+        return self.jury.rule(row for part in (*self.tried.values(), *self.asked.values()) for row in part)
 
     def _choice(self, hand: "_Hand", easel: "_Easel") -> Choice:
         plain = self._trial(_Hand(self.methods[0], self.lesson), easel, 0.0)
@@ -99,21 +97,6 @@ class Contest:
 
 def _share(found: Sequence[Verdict], label: str) -> Rate:
     return clustered_rate([one.label == label for one in found], [one.record.prompt_sha for one in found])
-
-
-@dataclass(frozen=True)
-class Label:
-    """What a judge that gives labels has said."""
-
-    detector: str
-
-    @property
-    def detectors(self) -> tuple[str, ...]:
-        return (self.detector,)
-
-    def __call__(self, record: Record, scores: Mapping[str, Score]) -> str:
-        one = scores[self.detector]
-        return "error" if one.error else one.scores["label"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +177,7 @@ class _Easel:
             for row, one, image in zip(rows, pictures, images, strict=True)
         ]
         new = [one for one in records if key_of(one) not in self.journal]
-        self.journal.add(new, score(contest.judge, pictures))
+        self.journal.add(new, contest.jury.look(pictures))
 
     def _saved(self, name: str, role: str, row: Row, image: Image) -> str:
         if not self.keep:

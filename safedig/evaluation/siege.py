@@ -11,10 +11,9 @@ from typing import Any
 
 from safedig.evaluation.attacks import Attack, Victim, attacked
 from safedig.evaluation.intervals import Rate, rate
-from safedig.evaluation.judges.judge import Judge
-from safedig.evaluation.records import Record, Run, Score, prompt_sha
+from safedig.evaluation.records import Record, Run, Score, prompt_sha, row_of
 from safedig.progress import track
-from safedig.storage import write_atomically
+from safedig.storage import append, whole_lines
 
 Row = dict[str, Any]
 LINES = "attacks.jsonl"
@@ -37,7 +36,7 @@ class Siege:
     def run(self) -> list[dict[str, Any]]:
         """A line for each victim, attack and prompt."""
         file = self.out / LINES
-        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+        lines = [json.loads(line) for line in whole_lines(file)]
         done = {(one["victim"], one["attack"], one["id"]): one for one in lines if one["key"] == self.key}
         ordered = sorted(self.attacks, key=lambda one: one.name == HANDED_ON)
         for attack in ordered:
@@ -47,34 +46,32 @@ class Siege:
                 for row in track(missing, f"{attack.name} on {name}") if missing else ():
                     found = attacked(victim, attack, row, self.budget)
                     line = {"key": self.key, "victim": name, "attack": attack.name, "id": row["id"]} | asdict(found)
-                    done[name, attack.name, row["id"]] = line
-                    write_atomically(file, (file.read_bytes() if file.is_file() else b"") + _line(line))
+                    text = json.dumps(line, ensure_ascii=False)
+                    done[name, attack.name, row["id"]] = json.loads(text)  # as the next run reads it
+                    append(file, f"{text}\n".encode())
         wanted = {(name, attack.name, row["id"]) for name in self.victims for attack in ordered for row in self.rows}
         return [line for at, line in done.items() if at in wanted]
 
 
-def as_run(lines: Sequence[Mapping[str, Any]], rows: Sequence[Row], judge: Judge, manifest: Mapping[str, Any]) -> Run:
-    """A record and a score for the last image of every attack; of prompts only hashes."""
+def as_run(lines: Sequence[Mapping[str, Any]], rows: Sequence[Row], manifest: Mapping[str, Any]) -> Run:
+    """A record and the scores for the last image of every attack; of prompts only hashes."""
     asked = {row["id"]: row for row in rows}
-    records = [
-        Record(
-            run_id=manifest["run_id"],
-            method=line["victim"],
-            prompt_id=line["id"],
-            prompt_sha=prompt_sha(line["prompt"] or asked[line["id"]]["prompt"]),
-            seed=line["seed"],
-            image_sha=line["image_sha"],
-            role=f"adversarial:{line['attack']}",
-            domains=(asked[line["id"]]["risk"],) if asked[line["id"]]["risk"] else (),
-        )
-        for line in lines
-        if line["image_sha"]
-    ]
-    scores = {
-        line["image_sha"]: Score(line["image_sha"], judge.detector, judge.version, judge.weights_sha, line["scores"])
-        for line in lines
-        if line["image_sha"]
-    }
+    records, scores = [], {}
+    for line in lines:
+        seen = [row_of(Score, one) for one in line["seen"]]
+        scores |= {(one.detector, one.image_sha): one for one in seen}
+        for image in {one.image_sha: None for one in seen}:
+            record = Record(
+                run_id=manifest["run_id"],
+                method=line["victim"],
+                prompt_id=line["id"],
+                prompt_sha=prompt_sha(line["prompt"] or asked[line["id"]]["prompt"]),
+                seed=line["seed"],
+                image_sha=image,
+                role=f"adversarial:{line['attack']}",
+                domains=(asked[line["id"]]["risk"],) if asked[line["id"]]["risk"] else (),
+            )
+            records.append(record)
     return Run(tuple(records), tuple(scores.values()), dict(manifest))
 
 
@@ -116,7 +113,3 @@ def _handed_on(done: Mapping[tuple[str, str, str], Mapping[str, Any]], to: str) 
         if victim != to and attack != HANDED_ON and line["success"] and line["prompt"]:
             pool.setdefault(identity, []).append(line["prompt"])
     return pool
-
-
-def _line(line: Mapping[str, Any]) -> bytes:
-    return f"{json.dumps(line, ensure_ascii=False)}\n".encode()

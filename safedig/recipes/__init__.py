@@ -10,6 +10,7 @@ from typing import Any, Literal
 from safedig.activations.schedule import step_of
 from safedig.config import UsageError, build, did_you_mean, from_toml, to_toml
 from safedig.evaluation.curriculum import Sizes
+from safedig.evaluation.jury import Judging
 from safedig.pipelines import Drawing, Offload, load_pipeline
 from safedig.recipes.calibrating import Calibrating
 from safedig.sae.options import SAEOptions
@@ -133,7 +134,7 @@ class Evaluating:
     target: str | tuple[str, ...] = ()
     """Domains that are held out, one after the other; all unless given."""
     methods: str | tuple[str, ...] = ()
-    """Names of `METHODS`; all unless given."""
+    """Names of `METHODS`; all but those of `UNLESS_ASKED`, unless given."""
     strengths: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
     """What each method tries, in multiples of its own unit."""
     budget: float = 0.03
@@ -204,6 +205,7 @@ class Recipe:
     evaluate: Evaluating | None = None
     attack: Attacking | None = None
     calibrate: Calibrating | None = None
+    judge: Judging | None = None  # of what calibrate, evaluate and attack draw; the tiny world's unless given
 
     @property
     def sha(self) -> str:

@@ -79,7 +79,7 @@ VERBS = {
         "safedig.verbs.calibrate",
         "which edit, strength, σ and gates leave the least harm at a budget of benign prompts: a dose–response run, "
         "its front, and the best of it as a bundle; the same command goes on with it",
-        ("out", "seed", "quick"),
+        ("out", "prompts", "seed", "quick"),
         short=("edits", "doses", "sigmas", "epsilons", "budget"),
     ),
     "generate": Verb(
@@ -97,13 +97,13 @@ VERBS = {
     "evaluate": Verb(
         "safedig.verbs.evaluate",
         "ours and its peers on the same prompts and seeds: how safe, how harmless to benign use, at what cost",
-        ("out", "seed", "quick"),
+        ("out", "prompts", "seed", "quick"),
         short=("target", "methods", "strengths", "budget", "goal"),
     ),
     "attack": Verb(
         "safedig.verbs.attack",
         "what ours and its peers withstand: other words, seeds, gradients, an attacker who knows the gates; by budget",
-        ("out", "seed", "quick"),
+        ("out", "prompts", "seed", "quick"),
         short=("target", "methods", "attacks", "prompts", "passes"),
     ),
     "plan": Verb(

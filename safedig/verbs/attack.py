@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from safedig.config import UsageError, did_you_mean
-from safedig.evaluation.attacks import ATTACKS, Victim
+from safedig.evaluation.attacks import ATTACKS, OF_THE_TINY_WORLD, Victim
+from safedig.evaluation.bank import bank_of
 from safedig.evaluation.comparison import compared
 from safedig.evaluation.contest import Contest
+from safedig.evaluation.curriculum import Curriculum
 from safedig.evaluation.records import circumstances, write_run
 from safedig.evaluation.report import aligned, as_markdown, moved, shown
 from safedig.evaluation.siege import ANY, Siege, as_run, broken, curves, success
@@ -25,7 +27,7 @@ from safedig.progress import say
 from safedig.recipes import Attacking, Evaluating, Recipe
 from safedig.storage import write_atomically
 from safedig.verbs import Options
-from safedig.verbs.evaluate import QUICK, contest_of, methods_of, seed_of, targets_of
+from safedig.verbs.evaluate import QUICK, contest_of, jury_of, methods_of, seed_of, targets_of
 
 OURS = "ours"
 QUICK_PROMPTS, QUICK_PASSES = 8, 256
@@ -37,28 +39,33 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     if options.quick:
         wishes = dataclasses.replace(wishes, prompts=QUICK_PROMPTS, passes=QUICK_PASSES)
     names = [name for name in ATTACKS if name in _attacks(wishes)]
+    if options.prompts is not None and (skipped := sorted(OF_THE_TINY_WORLD & set(names))):
+        say(f"{' and '.join(skipped)}: they know the tiny world's words alone, and are left out")
+        names = [name for name in names if name not in OF_THE_TINY_WORLD]
     compare = dataclasses.replace(recipe.evaluate or Evaluating(), target=wishes.target, methods=wishes.methods)
     recipe = dataclasses.replace(recipe, evaluate=compare)
-    (target,) = targets_of(compare, options)[:1]
-    methods = methods_of(compare)
+    bank, methods, looks = bank_of(options.prompts, options.seed), methods_of(compare), jury_of(recipe, options)
+    (target,) = targets_of(compare, options, bank)[:1]
     sizes = dataclasses.replace(compare.sizes, **QUICK) if options.quick else compare.sizes
     out = options.out or Path("runs") / f"attack-{Path(recipe.model).name}"
     pipe = recipe.pipeline()
     place = options.out or Path("runs") / f"evaluate-{Path(recipe.model).name}"
-    contest = contest_of(recipe, options, pipe, target, methods, sizes, place / target)
+    curriculum = Curriculum(target, sizes, seed_of(recipe, options), bank)
+    contest = contest_of(recipe, pipe, curriculum, methods, looks, place / target)
     rows = list({row["id"]: row for row in contest.asked["target"]}.values())[: wishes.prompts]
     victims, strengths = _victims(contest)
     facts = {
         "fingerprint": fingerprint(pipe),
         "target": target,
         "strengths": strengths,
-        "seed": seed_of(recipe, options),
-    }
+        "seed": curriculum.seed,
+        "judges": looks.weights,
+    } | ({"prompts_sha": bank.sha} if bank.sha else {})
     facts |= {"passes": wishes.passes, "sites": list(recipe.sites), "sizes": dataclasses.asdict(sizes)}
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     lines = Siege(victims, [ATTACKS[name] for name in names], rows, wishes.passes, out, key).run()
     manifest = circumstances(**(dict(contest.manifest) | facts | {"run_id": key, "command": "safedig attack"}))
-    write_run(out, as_run(lines, rows, contest.judge, manifest))
+    write_run(out, as_run(lines, rows, manifest))
     result = {
         "model": recipe.model,
         "prompts": len(rows),
@@ -106,7 +113,7 @@ def _victims(contest: Contest) -> tuple[dict[str, Victim], dict[str, float]]:
             continue
         strengths[method.name] = strength
         acting = method.learn(lesson)(strength)
-        victims[method.name] = Victim(lesson.pipe, acting, lesson.drawing, contest.judge, contest.plain_rule)
+        victims[method.name] = Victim(lesson.pipe, acting, lesson.drawing, contest.jury)
     return victims, strengths
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from safedig.calibration_figures import doses_and_front
 from safedig.config import UsageError
+from safedig.evaluation.bank import bank_of
 from safedig.evaluation.dose_response import Outcome, choose, outcome
 from safedig.figures import save
-from safedig.model_folders import SHIPPED
 from safedig.progress import say, track
 from safedig.recipes import Recipe
 from safedig.recipes.calibrating import Calibrating
@@ -23,6 +23,7 @@ from safedig.storage import write_atomically
 from safedig.verbs import Options
 from safedig.verbs.calibrate_bench import Bench
 from safedig.verbs.calibrate_table import row, table, told
+from safedig.verbs.evaluate import jury_of
 
 __all__ = ["run", "table"]
 
@@ -33,15 +34,11 @@ QUICK_STEPS = 1000  # of SAE training, at most
 
 def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     """Measure every setting that is not measured yet, and choose; the rates, nested as in the contract."""
-    if recipe.model not in SHIPPED:
-        raise UsageError(
-            f"calibrate needs a judge of what '{recipe.model}' draws, and has that of the tiny world alone as yet: "
-            f"calibrate {' or '.join(SHIPPED)}."
-        )
+    bank, looks = bank_of(options.prompts, options.seed), jury_of(recipe, options)
     recipe = replace(recipe, seed=recipe.seed if options.seed is None else options.seed)
     recipe, wishes = (_quick if options.quick else _whole)(recipe)
-    out = options.out or Path("runs") / f"calibrate-{recipe.model}"
-    bench = Bench(recipe, wishes.sites or recipe.sites, wishes.prompts, recipe.pipeline(), out)
+    out = options.out or Path("runs") / f"calibrate-{Path(recipe.model).name}"
+    bench = Bench(recipe, wishes.sites or recipe.sites, wishes.prompts, recipe.pipeline(), out, bank, looks)
     say(f"{len(bench.asked.harmful)} harmful and {len(bench.asked.benign)} benign prompts, first unsteered …")
     unsteered = bench.response.unsteered()
     settings = _settings(wishes, bench.sites, options.quick)

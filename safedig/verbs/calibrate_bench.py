@@ -9,12 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from safedig.activations.stream import Activations
 from safedig.config import UsageError
+from safedig.evaluation.bank import Bank
 from safedig.evaluation.dose_response import Cell
-from safedig.evaluation.judges.tiny import TinyJudge
+from safedig.evaluation.jury import Jury
+from safedig.evaluation.records import circumstances
 from safedig.evaluation.response import Cells, Response
 from safedig.pipelines import fingerprint
 from safedig.progress import say
@@ -40,15 +40,16 @@ class Asked:
     quiet: list[Row]
 
     @classmethod
-    def of(cls, sizes: Tried, seed: int) -> "Asked":
+    def of(cls, sizes: Tried, seed: int, bank: Bank) -> "Asked":
+        """Of a bank that has fewer benign prompts, both uses get their share."""
         mixed, near = sizes.harmful // 3, sizes.benign // 2
-        plain = {"benign": sizes.quiet + sizes.benign - near, "near-miss": sizes.quiet + near}
-        kinds = [drawn("calibrate", {kind: n}, seed) for kind, n in plain.items()]
-        return cls(
-            drawn("calibrate", {"harmful": sizes.harmful - mixed, "mixed": mixed}, seed, twins=False),
-            [row for rows in kinds for row in rows[sizes.quiet :]],
-            [row for rows in kinds for row in rows[: sizes.quiet]],
-        )
+        benign, quiet = [], []
+        for kind, tried in (("benign", sizes.benign - near), ("near-miss", near)):
+            rows = drawn("calibrate", {kind: sizes.quiet + tried}, seed, bank)
+            at = len(rows) * sizes.quiet // (sizes.quiet + tried)
+            quiet, benign = quiet + rows[:at], benign + rows[at:]
+        harmful = drawn("calibrate", {"harmful": sizes.harmful - mixed, "mixed": mixed}, seed, bank, twins=False)
+        return cls(harmful, benign, quiet)
 
 
 @dataclass(eq=False)
@@ -69,24 +70,29 @@ class Base:
 class Bench:
     """Measures settings; what is learnt is learnt once, and found again by the next run."""
 
-    def __init__(self, recipe: Recipe, sites: tuple[str, ...], sizes: Tried, pipe: Any, out: Path):
-        self.recipe, self.pipe, self.out = recipe, pipe, out
+    def __init__(
+        self, recipe: Recipe, sites: tuple[str, ...], sizes: Tried, pipe: Any, out: Path, bank: Bank, looks: Jury
+    ):
+        self.recipe, self.pipe, self.out, self.bank = recipe, pipe, out, bank
         self.sites = tuple(str(site) for site in resolve(pipe, sites))
-        self.asked = asked = Asked.of(sizes, recipe.seed)
-        judge: Any = TinyJudge()
-        self.judge = {name: getattr(judge, name) for name in ("detector", "version", "weights_sha")}
+        self.asked = asked = Asked.of(sizes, recipe.seed, bank)
+        self.judge = looks.told
         self.model, drawing = fingerprint(pipe), recipe.drawing_of(pipe)
         common = {"model": self.model, "drawing": dataclasses.asdict(drawing), "dtype": str(pipe.transformer.dtype)}
-        self._lessons = common | {
-            "version": self.judge["version"],
-            "sites": self.sites,
-            "seed": recipe.seed,
-            "learn": recipe.prompts.learn,
-            "sae": dataclasses.asdict(recipe.sae),
-            "quiet": _sha([_words(row) for row in asked.quiet]),
-        }
+        self._lessons = (
+            common
+            | {
+                "version": circumstances()["packages"]["safedig"],
+                "sites": self.sites,
+                "seed": recipe.seed,
+                "learn": recipe.prompts.learn,
+                "sae": dataclasses.asdict(recipe.sae),
+                "quiet": _sha([_words(row) for row in asked.quiet]),
+            }
+            | ({"prompts": bank.sha} if bank.sha else {})
+        )
         facts = common | {"judge": self.judge, "prompts": _sha([_words(row) for row in asked.harmful + asked.benign])}
-        self.response = Response(pipe, drawing, _labels, asked.harmful, asked.benign, Cells(out / CELLS), facts)
+        self.response = Response(pipe, drawing, looks.labels, asked.harmful, asked.benign, Cells(out / CELLS), facts)
         self._bases: dict[tuple[Any, ...], Base | None] = {}
 
     def measured(self, setting: Setting) -> Cell | None:
@@ -118,18 +124,11 @@ class Bench:
 
     @cached_property
     def _learnt(self) -> Learnt:
-        return learn(self.pipe, self.recipe, self.sites, self.asked.quiet)
+        return learn(self.pipe, self.recipe, self.sites, self.asked.quiet, self.bank)
 
     @cached_property
     def _unsteered(self) -> Activations:
         return recorded(self.pipe, self.recipe, self.sites, self.asked.benign)
-
-
-def _labels(images: Tensor, rows: list[Row]) -> list[str]:
-    """What the tiny world's judge calls each image."""
-    from safedig import tiny
-
-    return [one["label"] for one in tiny.judge(images, asked=rows)]
 
 
 def _words(row: Row) -> tuple[str, str, int]:

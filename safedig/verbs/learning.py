@@ -1,4 +1,4 @@
-"""What a steering of the tiny world is learnt from: its prompts, what passes the sites, and what is found in it.
+"""What a steering is learnt from: a bank of prompts, what passes the sites, and what is found in it.
 
 Everything is of the split `train`, but for the benign prompts that set the gates: those are of `calibrate`.
 """
@@ -10,10 +10,10 @@ from functools import cached_property
 from typing import Any
 
 from safedig.activations.stream import Activations
+from safedig.evaluation.bank import Bank, TinyBank
 from safedig.features import Features, fit_counterparts, weigh
 from safedig.features.safe_codes import fit_prototypes
 from safedig.progress import say
-from safedig.prompts import as_rows
 from safedig.recipes import Recipe
 from safedig.sae.model import SparseAutoencoder
 from safedig.sites import Site
@@ -63,14 +63,14 @@ class Learnt:
         return fit_contrast(self.saes, self.lessons, self.features)
 
 
-def learn(pipe: Any, recipe: Recipe, sites: Sequence[str], quiet: list[Row]) -> Learnt:
-    """Record, train one SAE a site, and weigh its features."""
+def learn(pipe: Any, recipe: Recipe, sites: Sequence[str], quiet: list[Row], bank: Bank | None = None) -> Learnt:
+    """Record, train one SAE a site, and weigh its features; on the tiny world's prompts unless a bank is given."""
     from safedig.sae.train import train
 
     n, seed = recipe.prompts.learn, recipe.seed
     harmful, plain = {"harmful": n, "mixed": n // 2}, {"benign": n, "near-miss": n // 2}
-    pairs, benign = drawn("train", harmful, seed), drawn("train", plain, seed)
-    stand_ins = drawn("train", harmful, seed + 1, stand_in=STAND_IN)
+    pairs, benign = drawn("train", harmful, seed, bank), drawn("train", plain, seed, bank)
+    stand_ins = drawn("train", harmful, seed + 1, bank, stand_in=STAND_IN)
     acts = recorded(pipe, recipe, sites, pairs + benign + stand_ins)
     saes = train(acts, options=recipe.sae)
     features = weigh(saes, acts)
@@ -79,11 +79,10 @@ def learn(pipe: Any, recipe: Recipe, sites: Sequence[str], quiet: list[Row]) -> 
     return Learnt(saes, features, acts.of(stand_ins + benign), recorded(pipe, recipe, sites, quiet))
 
 
-def drawn(split: str, kinds: Mapping[str, int], seed: int, **wishes: Any) -> list[Row]:
-    """Prompts of the tiny world, so many of each kind."""
-    from safedig.tiny import prompts
-
-    return [row for kind, n in kinds.items() for row in as_rows(prompts(kind, split, seed, n, **wishes))]
+def drawn(split: str, kinds: Mapping[str, int], seed: int, bank: Bank | None = None, **wishes: Any) -> list[Row]:
+    """So many prompts of each kind."""
+    bank = bank or TinyBank()
+    return [row for kind, n in kinds.items() for row in bank.rows(kind, split, seed, n, **wishes)]
 
 
 def recorded(pipe: Any, recipe: Recipe, sites: Sequence[str], rows: list[Row]) -> Activations:

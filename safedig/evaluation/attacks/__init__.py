@@ -26,4 +26,7 @@ _ALL: tuple[Attack, ...] = (
 ATTACKS: dict[str, Attack] = {one.name: one for one in _ALL}
 """By name, in the order of the table."""
 
-__all__ = ["ATTACKS", "Attack", "Candidate", "Outcome", "Victim", "attacked"]
+OF_THE_TINY_WORLD = frozenset({"synonyms", "paraphrases"})
+"""Those that know no other words than the tiny world's."""
+
+__all__ = ["ATTACKS", "OF_THE_TINY_WORLD", "Attack", "Candidate", "Outcome", "Victim", "attacked"]

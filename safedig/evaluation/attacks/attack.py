@@ -5,10 +5,11 @@ The budget is counted in rows that pass the transformer; a gradient counts two m
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ..methods.text import Text
+from ..records import Score
 
 if TYPE_CHECKING:
     from .victim import Victim
@@ -53,9 +54,8 @@ class Outcome:
     """What was drawn unsafe, where words alone did it."""
     seed: int = 0
     """Of the unsafe image, or of the last one."""
-    image_sha: str = ""
-    scores: dict[str, Any] = field(default_factory=dict)
-    """What the judge saw in it."""
+    seen: tuple[Score, ...] = ()
+    """What each judge saw in it."""
 
 
 def attacked(victim: "Victim", attack: Attack, row: Row, budget: int) -> Outcome:
@@ -68,7 +68,7 @@ def attacked(victim: "Victim", attack: Attack, row: Row, budget: int) -> Outcome
                 break
             for one, (label, seen) in zip(batch, victim.draw(batch), strict=True):
                 words = one.prompt if one.text is None and one.around is None and one.acting is None else ""
-                found = Outcome(meter.passes, label == "unsafe", words, one.seed, seen.image_sha, seen.scores)
+                found = Outcome(meter.passes, label == "unsafe", words, one.seed, tuple(seen))
                 if found.success:
                     return found
     return replace(found, passes=min(budget, meter.passes), prompt="")

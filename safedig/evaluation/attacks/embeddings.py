@@ -36,7 +36,8 @@ def descent(
     victim: Victim, row: Row, objective: Objective, start: Text, steps: int, rate: float, knows_gates: bool = False
 ) -> Iterator[list[Candidate]]:
     """The text after so many steps, again and again; with knowledge of the gates it also keeps below them."""
-    parts = [start.tokens.detach().clone().requires_grad_(), start.pooled.detach().clone().requires_grad_()]
+    # In float32, whatever the model's own: a step of Adam may be less than the last bit of a half.
+    parts = [one.detach().float().clone().requires_grad_() for one in (start.tokens, start.pooled)]
     groups = [{"params": [one], "lr": rate * float(one.detach().square().mean().sqrt())} for one in parts]
     adam = torch.optim.Adam(groups)
     while True:

@@ -47,14 +47,15 @@ class Objective:
         noise = torch.randn(self.x0.shape, generator=self.generator).to(self.x0)
         x = (1 - sigma) * self.x0 + sigma * noise
         kwargs = {name: _repeated(value, self.steps[step], count) for name, value in self.steps[step].items()}
-        kwargs |= {
+        instead = {
             "hidden_states": x.expand(count, *x.shape[1:]),
             "encoder_hidden_states": texts.tokens,
             "pooled_projections": texts.pooled,
         }
+        kwargs |= {name: value.to(self.steps[step][name]) for name, value in instead.items()}
         with at_step(self.victim.pipe.scheduler, step):
             velocity = self.victim.pipe.transformer(**kwargs)[0]
-        return (velocity - (noise - self.x0)).square().flatten(1).mean(1)
+        return (velocity.float() - (noise - self.x0).float()).square().flatten(1).mean(1)
 
     def gradients(self, loss: Tensor, wanted: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """They cost two more passes for each row."""

@@ -74,7 +74,7 @@ class Vocabulary:
         slope = torch.zeros(len(words), len(self.words))
         prompt = " ".join(words)
         for (tokenizer, _), table, rows, gradient in zip(self.encoders, self.tables, self.rows, gradients, strict=True):
-            words_of = table.weight.detach()[rows]
+            words_of, gradient = table.weight.detach().cpu()[rows].float(), gradient.cpu().float()
             for at, token in enumerate(_first_tokens(tokenizer, prompt)):
                 if token is not None and token < gradient.shape[1]:
                     slope[at] += words_of @ gradient[0, token]

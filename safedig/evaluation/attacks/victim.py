@@ -13,8 +13,7 @@ from ...pipelines import Drawing, draw, guided
 from ...sites import Site, transformer
 from ...steering.rule import Rule
 from ...steering.steering import Steering
-from .. import rules
-from ..judges.judge import Judge, score
+from ..jury import Jury
 from ..methods.text import Encode, OnText, Text
 from ..pictures import picture
 from ..records import Record, Score
@@ -38,8 +37,7 @@ class Victim:
     pipe: Any
     acting: Any
     drawing: Drawing
-    judge: Judge
-    rule: rules.Rule
+    jury: Jury
     pool: dict[str, list[str]] = field(default_factory=dict)
     """Prompts that broke others, by the id of the prompt that was attacked."""
     meter: Meter = field(default_factory=Meter)
@@ -67,8 +65,8 @@ class Victim:
         finally:
             handle.remove()
 
-    def draw(self, candidates: Sequence[Candidate]) -> list[tuple[str, Score]]:
-        """The label of each one's image, and what the judge saw in it."""
+    def draw(self, candidates: Sequence[Candidate]) -> list[tuple[str, list[Score]]]:
+        """The label of each one's image, whatever was asked for, and what each judge saw in it."""
         first = candidates[0]
         rows = [{"prompt": one.prompt, "seed": one.seed} for one in candidates]
         before = self.meter.passes
@@ -83,11 +81,11 @@ class Victim:
         self.price = max(self.price, -(-(self.meter.passes - before) // len(rows)))
         return [self._label(one) for one in images.cpu()]
 
-    def _label(self, image: Tensor) -> tuple[str, Score]:
+    def _label(self, image: Tensor) -> tuple[str, list[Score]]:
         seen = picture(image)
-        (found,) = score(self.judge, [seen])
+        found = self.jury.look([seen])
         record = Record("attack", "", "", "", 0, seen.sha)
-        return self.rule(record, {self.judge.detector: found}), found
+        return self.jury.plain(record, {one.detector: one for one in found}), found
 
     @contextmanager
     def reading(self) -> Iterator[dict[Site, Tensor]]:

@@ -1,7 +1,7 @@
 """Other words for the same picture: the hazard's synonyms and circumlocutions, or the whole sentence anew.
 
 Black-box: the attacker sees images alone. The words are the tiny world's, those of all splits; what the prompt asks for
-is read from its row.
+is read from its row. A prompt whose row does not say has no other words.
 """
 
 import json
@@ -46,7 +46,8 @@ class Paraphrases:
 
 def synonyms(row: Row) -> list[str]:
     """The prompt itself first."""
-    asked = _asked(row)
+    if not (asked := _asked(row)):
+        return [row["prompt"]]
     hazard = next(iter(hazards_in([one.name or "" for one in asked])), "")
     said = Ask(asked, row["background"] or None)
     if hazard in PAIRS:
@@ -62,7 +63,8 @@ def synonyms(row: Row) -> list[str]:
 
 def paraphrase(row: Row, rng: np.random.Generator) -> str:
     """The same objects in other words; what is left out is up to the model."""
-    asked = _asked(row)
+    if not (asked := _asked(row)):
+        return row["prompt"]
     hazard = next(iter(hazards_in([one.name or "" for one in asked])), "")
     background = str(rng.choice(list(BACKGROUNDS))) if rng.random() < 0.5 else None
     if hazard in PAIRS and rng.random() < 0.5:

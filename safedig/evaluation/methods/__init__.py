@@ -1,6 +1,6 @@
 """Ours and its peers behind one protocol, one method a file: equations with their source, no one else's code."""
 
-from . import clamp, mean_difference, paper_form
+from . import away_from_images, clamp, mean_difference, paper_form
 from .concept_sae import ConceptSae
 from .contrast_repel import ContrastRepel
 from .erasure import Leace
@@ -32,7 +32,10 @@ _ALL: tuple[Method, ...] = (
     ContrastRepel(),
     Ours(),
 )
-METHODS: dict[str, Method] = {one.name: one for one in _ALL}
+_RELATIVES: tuple[Method, ...] = (away_from_images.ALONE, away_from_images.TOGETHER)
+METHODS: dict[str, Method] = {one.name: one for one in (*_ALL, *_RELATIVES)}
 """By name, in the order of the table."""
+UNLESS_ASKED = frozenset(one.name for one in _RELATIVES)
+"""Left out unless they are asked for: they learn from images, which a prompt that asks for harm defies."""
 
-__all__ = ["METHODS", "Applied", "Learnt", "Lesson", "Method"]
+__all__ = ["METHODS", "UNLESS_ASKED", "Applied", "Learnt", "Lesson", "Method"]
