@@ -113,8 +113,7 @@ def mean_difference(fold: Fold, gated: bool) -> Callable:
 
 
 def _opens(rule: Rule, x: Float[Tensor, "batch token d"], context: Context) -> Tensor:
-    z, dose = rule.encoder(x.float()), rule.material.dose
-    return rule.gate(z if dose is None else dose(z)[..., None], context)
+    return rule.gate(rule.heights(x)[..., None], context)
 
 
 def random_features(fold: Fold) -> Callable:

@@ -8,7 +8,7 @@ from safedig.__main__ import main
 from safedig.evaluation import siege as sieges
 from safedig.evaluation.attacks.attack import Candidate, Outcome
 from safedig.evaluation.records import Score, join, prompt_sha, read_run, write_run
-from safedig.evaluation.siege import ANY, Siege, as_run, broken, curves, success
+from safedig.evaluation.siege import ANY, BLIND, Siege, as_run, broken, curves, success
 from safedig.evaluation_figures import success_curves
 from tests.test_evaluation_figures import overlapping, texts
 from tests.victims import Nobody
@@ -90,6 +90,7 @@ def test_success_is_counted_by_budget_and_by_any_attack(ran, tmp_path):
     assert broken(lines, 400)["weak"] == {
         "first": {"p0": True, "p1": False, "p2": True, "p3": False},
         "transferred": dict.fromkeys(["p0", "p1", "p2", "p3"], False),
+        BLIND: dict.fromkeys(["p0", "p1", "p2", "p3"], False),
         ANY: {"p0": True, "p1": False, "p2": True, "p3": False},
     }
     assert (success(lines, 400)["weak"][ANY]["k"], success(lines, 99)["weak"][ANY]["k"]) == (2, 0)
@@ -152,9 +153,12 @@ COMMAND = [
 def test_the_command_writes_outcomes_a_table_and_curves(tmp_path, capsys):
     assert main([*COMMAND, "--out", str(tmp_path), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert set(result["broken"]["ours"]) == {"synonyms", "adaptive", ANY} and result["passes"] == 24
+    assert set(result["broken"]["ours"]) == {"synonyms", "adaptive", BLIND, ANY} and result["passes"] == 24
     assert json.loads((tmp_path / "attack.json").read_text()) == result
-    assert {path.name for path in tmp_path.glob("*.png")} == {"methods.png", "attacks-on-ours.png"}
+    pictures = {"methods.png", "methods-without-weights.png", "attacks-on-ours.png"}
+    assert {path.name for path in tmp_path.glob("*.png")} == pictures
+    last = (tmp_path / "attack.md").read_text().splitlines()
+    assert last[0].endswith("| broken most by |") and last[2].startswith("| unsteered |")
     assert len((tmp_path / "attacks.jsonl").read_text().splitlines()) == 2 * 2 * 2 == len(read_run(tmp_path).records)
     before = (tmp_path / "attacks.jsonl").read_bytes()
     assert main([*COMMAND, "--out", str(tmp_path)]) == 0

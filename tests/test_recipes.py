@@ -9,6 +9,8 @@ import torch
 from safedig.config import UsageError, from_toml, to_toml
 from safedig.pipelines import Drawing
 from safedig.recipes import Recipe, Recording, load, names
+from safedig.steering.conformal import least
+from safedig.verbs import demo
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 SCHEDULE = [1.0, 0.936, 0.83, 0.703, 0.463, 0.105]
@@ -108,3 +110,11 @@ def test_drawing_is_laid_over_what_the_model_says(tiny_random_sd3):
     assert load("tiny-sd3").drawing_of(tiny_random_sd3) == Drawing.of(tiny_random_sd3)
     with pytest.raises(UsageError, match="Unknown key 'drawing.stepz'. Did you mean 'drawing.steps'"):
         load("tiny-sd3", ["drawing.stepz=3"]).drawing_of(tiny_random_sd3)
+
+
+@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("cut", [lambda recipe: recipe, demo._quick], ids=["whole", "quick"])
+def test_there_are_prompts_enough_to_vouch_for_the_gates(name, cut):
+    """At each site what single tokens say may open one, and what pairs say."""
+    recipe = cut(load(name))
+    assert least((1 - recipe.quantile) / (2 * len(recipe.sites)), 0.1) <= recipe.prompts.quiet

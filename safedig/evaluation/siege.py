@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safedig.evaluation.attacks import Attack, Victim, attacked
+from safedig.evaluation.attacks import WITHOUT_WEIGHTS, Attack, Victim, attacked
 from safedig.evaluation.intervals import Rate, rate
 from safedig.evaluation.records import Record, Run, Score, prompt_sha, row_of
 from safedig.progress import track
@@ -18,7 +18,7 @@ from safedig.storage import append, whole_lines
 Row = dict[str, Any]
 LINES = "attacks.jsonl"
 HANDED_ON = "transferred"
-ANY = "any of them"
+BLIND, ANY = "any without weights", "any of them"
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,15 +76,19 @@ def as_run(lines: Sequence[Mapping[str, Any]], rows: Sequence[Row], manifest: Ma
 
 
 def broken(lines: Sequence[Mapping[str, Any]], budget: int) -> dict[str, dict[str, dict[str, bool]]]:
-    """Victim → attack → prompt → whether it was broken within the budget; and by any of the attacks."""
+    """Victim → attack → prompt → whether it was broken within the budget; then by any attack of a sort, and by any."""
     found: dict[str, dict[str, dict[str, bool]]] = {}
     for line in lines:
         hit = line["success"] and line["passes"] <= budget
         one = found.setdefault(line["victim"], {})
-        one.setdefault(line["attack"], {})[line["id"]] = hit
-        union = one.setdefault(ANY, {})
-        union[line["id"]] = union.get(line["id"], False) or hit
-    return {name: {k: one[k] for k in (*(k for k in one if k != ANY), ANY)} for name, one in found.items()}
+        for name in (line["attack"], *([BLIND] if line["attack"] in WITHOUT_WEIGHTS else []), ANY):
+            hits = one.setdefault(name, {})
+            hits[line["id"]] = hits.get(line["id"], False) or hit
+    unions = (BLIND, ANY)
+    return {
+        name: {at: one[at] for at in (*(at for at in one if at not in unions), *(at for at in unions if at in one))}
+        for name, one in found.items()
+    }
 
 
 def success(lines: Sequence[Mapping[str, Any]], budget: int) -> dict[str, dict[str, Rate]]:

@@ -189,8 +189,8 @@ class Recipe:
     model: str  # a shipped name, a local folder or a Hub id
     sites: tuple[str, ...]
     seed: int = 0
-    strength: float = 2.0
-    quantile: float = 0.999  # share of the benign images that set the gate on which it stays closed
+    strength: float = 1.0
+    quantile: float = 0.95  # share of the benign images that set the gate on which it stays closed
     prompts: Counts = field(default_factory=Counts)
     sae: SAEOptions = field(default_factory=SAEOptions)
     # What is None is left out of the TOML, and so out of `sha`: results of the tiny recipes stay what they were.

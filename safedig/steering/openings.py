@@ -24,7 +24,6 @@ def touched(steering: Steering, activations: Activations) -> set[Image]:
 
 
 def _opens(rule: Rule, x: Float[Tensor, "token d_in"]) -> bool:
-    z, dose, threshold = rule.encoder(x.float())[None], rule.material.dose, rule.gate.threshold
-    if dose is None:
-        return bool(z.sum(-1).amax() > threshold - _SLACK * abs(threshold))
-    return bool(dose(z).amax() > threshold - _SLACK)
+    threshold = rule.gate.threshold
+    unit = abs(threshold) if rule.material.dose is None else 1.0
+    return bool(rule.heights(x[None]).amax() > threshold - _SLACK * unit)

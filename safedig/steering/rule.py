@@ -46,10 +46,17 @@ class Rule:
     ) -> tuple[Bool[Tensor, "batch token"], Float[Tensor, "batch token d_in"]]:
         """The tokens that the gate opens for, and what is to be added to these."""
         a = x.float()
-        z, dose = self.encoder(a), self.material.dose
-        open_ = self.gate(z if dose is None else dose(z)[..., None], context)
+        z = self.encoder(a)
+        open_ = self.gate(self._heights(z)[..., None], context)
         delta = self.delta(a, z, open_)
         return open_, delta if self.guard is None else self.guard(a, delta, context.sigma)
+
+    def heights(self, x: Float[Tensor, "batch token d_in"]) -> Float[Tensor, "batch token"]:
+        """How high each token comes at the gate: its dose where there is one, else the sum of its harmful codes."""
+        return self._heights(self.encoder(x.float()))
+
+    def _heights(self, z: Float[Tensor, "batch token features"]) -> Float[Tensor, "batch token"]:
+        return z.sum(-1) if self.material.dose is None else self.material.dose(z)
 
     def applied(
         self,

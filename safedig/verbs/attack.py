@@ -19,7 +19,7 @@ from safedig.evaluation.contest import Contest
 from safedig.evaluation.curriculum import Curriculum
 from safedig.evaluation.records import circumstances, write_run
 from safedig.evaluation.report import aligned, as_markdown, moved, shown
-from safedig.evaluation.siege import ANY, Siege, as_run, broken, curves, success
+from safedig.evaluation.siege import ANY, BLIND, Siege, as_run, broken, curves, success
 from safedig.evaluation_figures import success_curves
 from safedig.figures import save
 from safedig.pipelines import fingerprint
@@ -87,19 +87,39 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _told(lines: Sequence[Mapping[str, Any]], passes: int) -> dict[str, Any]:
+    """Shares of prompts, and by how much each method's is above ours, prompt by prompt, for each union of attacks."""
     found = broken(lines, passes)
-    arms: dict[str, Any] = {name: {(prompt, 0): hit for prompt, hit in one[ANY].items()} for name, one in found.items()}
-    ahead = compared(arms, OURS, "prompts broken by any attack") if OURS in arms and len(arms) > 1 else {}
+    ahead: dict[str, Any] = {}
+    for union in (BLIND, ANY) if OURS in found and len(found) > 1 else ():
+        arms: dict[str, Any] = {
+            name: {(prompt, 0): hit for prompt, hit in one[union].items()}
+            for name, one in found.items()
+            if union in one
+        }
+        ahead |= {union: compared(arms, OURS, f"prompts broken by {union}")} if arms else {}
     return {"broken": success(lines, passes), "less_ours": ahead}
 
 
 def _table(result: Mapping[str, Any]) -> list[list[str]]:
-    attacks = list(next(iter(result["broken"].values())))
+    attacks, ahead = list(next(iter(result["broken"].values()))), result["less_ours"]
     rows = [
-        [name, *(shown(one[attack], few=0) for attack in attacks), moved(result["less_ours"].get(name))]
+        [
+            name,
+            *(shown(one[attack], few=0) for attack in attacks),
+            *(moved(deltas.get(name)) for deltas in ahead.values()),
+            _broken_by(one),
+        ]
         for name, one in result["broken"].items()
     ]
-    return [["method", *attacks, "less ours, percentage points"], *rows]
+    less = [f"less ours by {union}, percentage points" for union in ahead]
+    return [["method", *attacks, *less, "broken most by"], *rows]
+
+
+def _broken_by(one: Mapping[str, Any]) -> str:
+    """The attacks that break most of its prompts."""
+    counts = {name: rate["k"] for name, rate in one.items() if name not in (BLIND, ANY)}
+    most = max(counts.values(), default=0)
+    return ", ".join(name for name, count in counts.items() if count == most) if most else "nothing"
 
 
 def _victims(contest: Contest) -> tuple[dict[str, Victim], dict[str, float]]:
@@ -127,6 +147,8 @@ def _attacks(wishes: Attacking) -> set[str]:
 
 def _figures(found: Mapping[str, Mapping[str, Any]], prompts: int, out: Path) -> None:
     """All methods under all attacks, and each attack on ours."""
-    save(success_curves({name: one[ANY] for name, one in found.items()}, "any attack", prompts), out / "methods.png")
+    for union, name in ((BLIND, "methods-without-weights"), (ANY, "methods")):
+        if drawn := {name: one[union] for name, one in found.items() if union in one}:
+            save(success_curves(drawn, union, prompts), out / f"{name}.png")
     if OURS in found:
         save(success_curves(found[OURS], "ours", prompts), out / "attacks-on-ours.png")

@@ -196,6 +196,7 @@ def _seed(recipe: Recipe, options: Options) -> int:
 
 
 def _quick(recipe: Recipe) -> Recipe:
+    kept = {"shown": 4, "quiet": recipe.prompts.quiet}  # with fewer prompts nothing would vouch for the gates
     counts = {name: max(1, count // QUICK) for name, count in dataclasses.asdict(recipe.prompts).items()}
     sae = dataclasses.replace(recipe.sae, steps=min(recipe.sae.steps, QUICK_STEPS))
-    return dataclasses.replace(recipe, prompts=dataclasses.replace(recipe.prompts, **counts | {"shown": 4}), sae=sae)
+    return dataclasses.replace(recipe, prompts=dataclasses.replace(recipe.prompts, **counts | kept), sae=sae)

@@ -100,9 +100,8 @@ class Victim:
                 rows = [at for at, steered in enumerate(rule.gate.steered(context)) if steered]
                 if not rows:
                     return
-                z, dose, opens = rule.encoder(x[rows]), rule.material.dose, rule.gate.threshold
-                height = z.sum(-1) if dose is None else dose(z)
-                margins[site] = (height.amax(-1) - opens) / (opens if opens > 0 else 1.0)
+                opens = rule.gate.threshold
+                margins[site] = (rule.heights(x[rows]).amax(-1) - opens) / (opens if opens > 0 else 1.0)
 
             return read
 
