@@ -90,9 +90,8 @@ def inside(pipe: Any, made: SafeDenoiser, rows: list[dict[str, Any]], options: D
 
 def one_step(negatives: int, rounds: int) -> list[dict[str, Any]]:
     """A step over the product of the batch with all negatives that it cannot do without."""
-    images = NegationSet(torch.randn(negatives, D, generator=torch.Generator().manual_seed(0)))
-    (z,) = images._parts
-    assert isinstance(z, torch.Tensor)
+    z = torch.randn(negatives, D, generator=torch.Generator().manual_seed(0))
+    images = NegationSet(z)  # views of these very numbers
     told, started = [], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for batch in (1, 4):
         near = z[:batch] + 0.1 * torch.randn(batch, D, generator=torch.Generator().manual_seed(1))

@@ -19,7 +19,7 @@ from safedig.denoiser.calibrate import Seen, thresholds
 from safedig.denoiser.kernels import Kernel, log_density
 from safedig.denoiser.threshold import evidence
 from safedig.progress import say
-from safedig.storage import write_atomically
+from safedig.storage import append, whole_lines
 from safedig.tiny.captions import POSTCARD
 from safedig.tiny.scenes import render_many
 
@@ -38,14 +38,15 @@ class Lab:
     def cell(self, arm: str, measured: Callable[[], dict[str, Any]]) -> Cell:
         """The finished cell of this arm, measured now if there is none."""
         key = self.world.key(arm)
-        lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []
-        found = next((cell for cell in map(json.loads, lines) if cell.items() >= key.items()), None)
+        known = map(json.loads, whole_lines(self.file))
+        found = next((cell for cell in known if cell.items() >= key.items()), None)
         if found is None:
             started = time.perf_counter()
             found = key | measured()
             found["seconds"] = round(time.perf_counter() - started, 1)
-            line = f"{json.dumps(found, ensure_ascii=False)}\n".encode()
-            write_atomically(self.file, (self.file.read_bytes() if self.file.exists() else b"") + line)
+            line = json.dumps(found, ensure_ascii=False)
+            append(self.file, f"{line}\n".encode())
+            found = json.loads(line)  # as a later run reads it
             say(f"{self.world.model}: {arm} in {found['seconds']:.0f} s")
         return found
 
