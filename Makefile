@@ -42,6 +42,11 @@ results: $(READY)
 	  mkdir -p docs/results/evaluate-$$model && \
 	  (cd runs/results/$$model/evaluate && cp evaluate.json evaluate.md pareto.png forest-target.png contact-sheet.png \
 	    $(CURDIR)/docs/results/evaluate-$$model) || exit 1; \
+	  $(BIN)/safedig attack $$model 'attack.methods=[]' evaluate.sizes.pairs=48 evaluate.sizes.stand_ins=48 \
+	    evaluate.sizes.tried=48 --out runs/results/$$model/evaluate && \
+	  mkdir -p docs/results/attack-$$model && \
+	  (cd runs/results/$$model/evaluate && cp attack.json attack.md methods-without-weights.png attacks-on-ours.png \
+	    $(CURDIR)/docs/results/attack-$$model) || exit 1; \
 	  for risk in weapon poison fire sign composition; do \
 	    $(BIN)/safedig route $$model target=$$risk || exit 1; \
 	  done; \

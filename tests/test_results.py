@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 
 from safedig import recipes
+from safedig.evaluation.siege import ANY, BLIND
 from safedig.pipelines import fingerprint, load_pipeline
 from safedig.routing.routed import Route
 from safedig.tiny.concepts import RISKS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
+PAGE = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
 MODELS = ("tiny-flux", "tiny-sd3")
 
 
@@ -48,9 +50,10 @@ def test_the_proof_of_the_routes_was_measured_on_the_shipped_weights(model):
 
 
 def compared(page, names):
-    """Method → the six counts of its row."""
+    """Method → the six counts of its row; None where there is none."""
     rows = [[cell.strip() for cell in line.strip("|\n ").split("|")] for line in page.splitlines() if line[:2] == "| "]
-    return {row[0]: [int(cell) for cell in row[1:]] for row in rows if row[0] in names and len(row) == 7}
+    counts = {row[0]: row[1:] for row in rows if row[0] in names and len(row) == 7}
+    return {name: [None if cell == "–" else int(cell) for cell in row] for name, row in counts.items()}
 
 
 def test_the_page_of_compared_methods_shows_the_committed_counts():
@@ -66,9 +69,28 @@ def test_the_page_of_compared_methods_shows_the_committed_counts():
         ]
         for name in boards[0]
     }
-    page = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+    page = PAGE.split("## Methods attacked")[0]
     assert compared(page, told) == told and len(told) == 16
     assert compared(page.replace("| 2 | 10 |", "| 1 | 10 |"), told) != told, "control"
+
+
+def test_the_page_of_attacked_methods_shows_the_committed_counts():
+    found = [json.loads((RESULTS / f"attack-{model}" / "attack.json").read_text())["broken"] for model in MODELS]
+    shown = ("seed search", BLIND, ANY)
+    told = {
+        name: [one[name][attack]["k"] if name in one else None for one in found for attack in shown]
+        for name in found[0]
+    }
+    page = PAGE.split("## Methods attacked")[1]
+    assert compared(page, told) == told and found[1].keys() <= told.keys()
+    for attack in found[0]["ours"].keys() - {BLIND, ANY}:
+        assert f"| {attack} | {' | '.join(str(one['ours'][attack]['k']) for one in found)} |" in page
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_attacks_were_on_the_shipped_weights(model):
+    told = json.loads((RESULTS / f"attack-{model}" / "attack.json").read_text())
+    assert told["fingerprint"] == fingerprint(load_pipeline(model)) and told["prompts"] == 24 and not told["quick"]
 
 
 def benign(row):
