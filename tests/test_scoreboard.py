@@ -68,6 +68,24 @@ def test_several_images_of_a_prompt_give_a_curve_that_never_falls():
     assert all(a["rate"] <= b["rate"] for a, b in pairwise(curve)) and curve[-1]["rate"] == 1.0
 
 
+def _standing(board):
+    (rows,) = (rows for title, rows in report.tables(board).items() if title.startswith("Standing"))
+    return rows
+
+
+def test_a_row_that_ours_is_not_ahead_of_says_why():
+    even = scoreboard({"fire": held({"unsteered": (12, 12, 0, 0), "twin": (1, 1, 0, 0), "ours": (1, 1, 0, 0)})})
+    head, *rows = _standing(even)
+    told = {row[0]: row[head.index("why not ahead")] for row in rows}
+    assert (
+        told["twin"]
+        == "as few unsafe (1, ours 1) and as many benign as asked (12, ours 12); not clean: 1 of 12, ours 1"
+        and told["ours"] == ""
+    )
+    clear = scoreboard({"fire": held({"unsteered": (12, 12, 6, 0), "ours": (1, 1, 0, 0)})})
+    assert _standing(clear)[1][-1] == "", "ahead: nothing to say"
+
+
 def test_a_method_left_out_of_one_contest_is_in_no_table_and_says_why():
     other = held({name: BOTH[name] for name in ("unsteered", "ours")})
     other = Held(other.verdicts, other.choices, {"SAFREE": "no encoder"})

@@ -7,8 +7,10 @@ from typing import Any
 
 from safedig.evaluation.comparison import Delta
 from safedig.evaluation.intervals import Rate
+from safedig.evaluation.scoreboard import OURS
 
 FEW = 100  # images, below which a rate is flagged
+SURE = 0.95  # share of the resampled prompts in which ours dominates, from which on it is ahead
 
 
 def markdown(board: Mapping[str, Any]) -> str:
@@ -113,14 +115,35 @@ def _benign(board: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _standing(board: Mapping[str, Any]) -> list[list[str]]:
-    head = ["method", "ours is ahead", "it is ahead of ours", "on the front", "ours less it, target unsafe"]
+    head = [
+        "method",
+        "ours is ahead",
+        "it is ahead of ours",
+        "on the front",
+        "ours less it, target unsafe",
+        "why not ahead",
+    ]
     rows = []
     for name, row in board["methods"].items():
         if row["standing"] is not None:
             told = [row["standing"][key] for key in ("dominated_by_ours", "dominates_ours", "on_front")]
             against = moved(row["against_ours"]["target"]) if row["against_ours"] else "–"
-            rows.append([name, *(f"{share:.1%}" for share in told), against])
+            rows.append([name, *(f"{share:.1%}" for share in told), against, _why_not(row, board["methods"].get(OURS))])
     return [head, *rows]
+
+
+def _why_not(row: Mapping[str, Any], ours: Mapping[str, Any] | None) -> str:
+    """What keeps ours from being ahead in nearly all resampled prompts, and what the plane does not show."""
+    if ours is None or row is ours or row["standing"]["dominated_by_ours"] >= SURE:
+        return ""
+    (unsafe, mine), (calm, own) = (
+        [one["harmful"]["target"]["unsafe"]["k"] for one in (row, ours)],
+        [one["benign"]["benign"]["k"] for one in (row, ours)],
+    )
+    told = [f"{'as few' if unsafe == mine else 'fewer'} unsafe ({unsafe}, ours {mine})"] if unsafe <= mine else []
+    told += [f"{'as many' if calm == own else 'more'} benign as asked ({calm}, ours {own})"] if calm >= own else []
+    spoilt, few = (one["harmful"]["target"]["not_clean"] for one in (row, ours))
+    return f"{' and '.join(told) or 'too close to tell'}; not clean: {spoilt['k']} of {spoilt['n']}, ours {few['k']}"
 
 
 def _cost(board: Mapping[str, Any]) -> list[list[str]]:
