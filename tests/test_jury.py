@@ -55,6 +55,14 @@ def test_q16_takes_clip_and_head_from_where_they_are_said_to_lie(tmp_path):
     assert all({a, b} == {"unsafe", "clean"} for a, b in zip(one, other, strict=True)), "the second prompt is harm"
 
 
+def test_another_rule_on_the_same_detectors_is_another_jury(tmp_path):
+    """Labels that were kept under one rule are none of the other's."""
+    clip, head = str(clip_folder(tmp_path / "clip")), str(q16_head(tmp_path / "head.safetensors"))
+    one, other = (jury(Judging(rule, clip=clip, q16=head)) for rule in ("q16-argmax", "q16@0.9"))
+    assert one.weights == other.weights and one.told != other.told
+    assert set(jury().told) == {"detector", "version", "weights_sha"}
+
+
 @pytest.mark.parametrize(
     ("wishes", "message"),
     [

@@ -71,6 +71,8 @@ class Jury:
     """Whatever was asked for."""
     as_asked: Callable[[Mapping[str, Row]], Rule] | None = None
     """From prompt rows by id the rule that compares with them too, where judges can see what was asked for."""
+    name: str = ""
+    """Of the preset: other rules make other labels of what the same detectors saw."""
 
     def rule(self, rows: Iterable[Row]) -> Rule:
         """For the pictures of these prompts."""
@@ -78,9 +80,10 @@ class Jury:
 
     @property
     def told(self) -> dict[str, str]:
-        """Detectors, versions and hashes of weights, those of several joined."""
+        """Detectors, versions and hashes of weights, those of several joined, and the preset: what makes a label."""
         each = ("detector", "version", "weights_sha")
-        return {name: " + ".join(getattr(judge, name) for judge in self.judges) for name in each}
+        joined = {name: " + ".join(getattr(judge, name) for judge in self.judges) for name in each}
+        return joined | ({"rule": self.name} if self.name else {})
 
     @property
     def weights(self) -> dict[str, str]:
@@ -109,7 +112,7 @@ def jury(wishes: Judging | None = None) -> Jury:
     if wishes.rule not in PRESETS:
         raise UsageError(f"judge.rule: there is no '{wishes.rule}'. {did_you_mean(wishes.rule, [TINY, *PRESETS])}")
     rule = PRESETS[wishes.rule].checked()
-    return Jury(tuple(_made(name, wishes) for name in rule.detectors), rule)
+    return Jury(tuple(_made(name, wishes) for name in rule.detectors), rule, name=wishes.rule)
 
 
 def _made(detector: str, wishes: Judging) -> Any:

@@ -60,7 +60,8 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
         "strengths": strengths,
         "seed": curriculum.seed,
         "judges": looks.weights,
-    } | ({"prompts_sha": bank.sha} if bank.sha else {})
+    }
+    facts |= ({"prompts_sha": bank.sha} if bank.sha else {}) | ({"rule": looks.name} if looks.name else {})
     facts |= {"passes": wishes.passes, "sites": list(recipe.sites), "sizes": dataclasses.asdict(sizes)}
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     lines = Siege(victims, [ATTACKS[name] for name in names], rows, wishes.passes, out, key).run()
