@@ -49,7 +49,26 @@ def test_of_ties_as_many_are_taken_as_were_asked_for():
     assert torch.equal(x.flatten()[found].sort(descending=True).values, x.flatten().topk(333).values)
 
 
-def test_what_is_no_number_is_kept_in_sight():
+@pytest.mark.parametrize("k", [1, 12, 500])
+def test_whole_numbers_of_16_bits_are_taken_in_their_order_of_either_sign(k):
+    x = scores().bfloat16().view(torch.int16)
+    assert (x < 0).any() and (x > 0).any()
+    assert torch.equal(x.gather(1, top_of_rows(x, k)).sort(1).values, x.topk(k).values.flip(1))
+    found = top_of_batch(x, 37 * k)
+    assert len(found.unique()) == 37 * k
+    assert torch.equal(x.flatten()[found].sort(descending=True).values, x.flatten().topk(37 * k).values)
+
+
+def test_infinities_are_the_ends_of_the_order():
     x = scores()
-    x[3, 5] = float("nan")
+    x[:, :100], x[:, 100] = -torch.inf, torch.inf
+    assert torch.equal(top_of_rows(x, 900).sort(1).values, x.topk(900).indices.sort(1).values)
+    assert (top_of_rows(x, 1) == 100).all()
+
+
+@pytest.mark.parametrize("bits", [0x7FC00000, -0x400000], ids=["positive", "negative"])
+def test_what_is_no_number_is_kept_in_sight_of_either_sign(bits):
+    x = scores()
+    x[3, 5] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+    assert x[3, 5].isnan() and torch.signbit(x[3, 5]) == (bits < 0)
     assert 3 * 1024 + 5 in top_of_batch(x, 50).tolist() and 5 in top_of_rows(x, 2)[3].tolist()

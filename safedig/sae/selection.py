@@ -6,7 +6,7 @@ are narrowed down first, in turn by groups of theirs, and a fraction of the code
 
 import torch
 from einops import rearrange
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 GROUP = 8  # codes that share one maximum; they lie d_sae / 8 apart, so that the maxima are taken along memory
@@ -17,10 +17,10 @@ def top_of_rows(scores: Shaped[Tensor, "batch d_sae"], k: int) -> Int[Tensor, "b
     """The columns of the k largest of each row, in no order; O(batch · d_sae) reads, O(batch · k) comparisons."""
     width = scores.shape[1] // GROUP
     if scores.shape[1] % GROUP or width < NARROW * k // 2:
-        return scores.topk(k, sorted=False).indices
+        return _largest(scores, k)
     maxima = rearrange(scores, "batch (group width) -> batch group width", group=GROUP).amax(1)
     columns = rearrange(_members(top_of_rows(maxima, k), width), "batch k group -> batch (k group)")
-    return columns.gather(1, scores.gather(1, columns).topk(k, sorted=False).indices)
+    return columns.gather(1, _largest(scores.gather(1, columns), k))
 
 
 def top_of_batch(scores: Shaped[Tensor, "batch d_sae"], n: int) -> Int[Tensor, " n"]:
@@ -28,7 +28,7 @@ def top_of_batch(scores: Shaped[Tensor, "batch d_sae"], n: int) -> Int[Tensor, "
     batch, d_sae = scores.shape
     width = d_sae // GROUP
     if d_sae % GROUP or batch * width < NARROW * n // 2 or n == 0:
-        return scores.flatten().topk(n, sorted=False).indices
+        return _largest(scores.reshape(1, -1), n)[0]
     maxima = rearrange(scores, "batch (group width) -> batch group width", group=GROUP).amax(1)
     best = top_of_batch(maxima, n)
     floor = maxima.flatten()[best].min()  # n groups reach it, so n codes do
@@ -37,7 +37,30 @@ def top_of_batch(scores: Shaped[Tensor, "batch d_sae"], n: int) -> Int[Tensor, "
     if not floor.isnan():
         able = values >= floor
         places, values = places[able], values[able]
-    return places[values.topk(n, sorted=False).indices]
+    return places[_largest(values[None], n)[0]]
+
+
+def _largest(scores: Shaped[Tensor, "row n"], k: int) -> Int[Tensor, "row k"]:
+    """Where the k largest of each row are, in no order.
+
+    On a CPU numbers of 16 and 32 bits are partitioned with their places in the lower half of numbers twice as long:
+    NumPy does that with vector instructions, in half the time of `topk`.
+    """
+    n, bits = scores.shape[1], torch.iinfo(torch.int16).bits if scores.dtype == torch.int16 else 32
+    if scores.device.type != "cpu" or scores.dtype not in (torch.int16, torch.float32) or not 0 < k < n <= 2**bits:
+        return scores.topk(k, sorted=False).indices
+    if scores.dtype == torch.float32 and scores.sum().isnan():  # of either sign it counts as the largest there is
+        return scores.topk(k, sorted=False).indices
+    keys = scores.to(torch.int32) if bits == 16 else _in_order(scores).long()
+    keys = keys.bitwise_left_shift_(bits).bitwise_or_(torch.arange(n, dtype=keys.dtype)).numpy()
+    keys.partition(n - k, axis=1)
+    return torch.from_numpy(keys[:, n - k :] & (2**bits - 1)).long()
+
+
+def _in_order(numbers: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+    """The bits of floats as whole numbers of the same order."""
+    bits = numbers.contiguous().view(torch.int32)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 def _members(group: Int[Tensor, "*groups"], width: int) -> Int[Tensor, "*groups group"]:

@@ -157,20 +157,25 @@ class _SquaredError(Function):
     """Two passes over what is compared forward, and one back."""
 
     @staticmethod
-    def forward(ctx: Any, out: Tensor, a: Tensor):
-        error = out - a
-        ctx.save_for_backward(error)
-        return error.flatten().dot(error.flatten()) / len(a)
+    def forward(ctx: Any, out: Tensor, a: Tensor, memory: Memory):
+        ctx.error, ctx.memory = torch.sub(out, a, out=memory.kept("error", tuple(a.shape), a.dtype)), memory
+        return ctx.error.flatten().dot(ctx.error.flatten()) / len(a)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
-        (error,) = ctx.saved_tensors
-        return error * (2 * grads[0] / len(error)), None
+        error = ctx.error
+        room = ctx.memory.kept("gradient of error", tuple(error.shape), error.dtype)
+        return torch.mul(error, 2 * grads[0] / len(error), out=room), None, None
 
 
-def squared_error(out: Float[Tensor, "batch d_in"], a: Float[Tensor, "batch d_in"]) -> Float[Tensor, ""]:
-    """‖out − a‖², on average over rows; `a` needs no gradient."""
-    return _SquaredError.apply(out, a)  # pyright: ignore[reportReturnType]
+def squared_error(
+    out: Float[Tensor, "batch d_in"], a: Float[Tensor, "batch d_in"], memory: Memory | None = None
+) -> Float[Tensor, ""]:
+    """‖out − a‖², on average over rows; `a` needs no gradient.
+
+    With a `memory` the difference lies there until the next call, by which its gradient must have been asked for.
+    """
+    return _SquaredError.apply(out, a, memory or Memory())  # pyright: ignore[reportReturnType]
 
 
 def encoding(

@@ -50,7 +50,7 @@ class SparseStep(TopKTrainingSAE):
         b_in = self.b_dec if self.cfg.apply_b_dec_to_input else torch.zeros_like(self.b_dec)
         values = encoding(known, x, self.W_enc, self.b_enc, b_in, support, self.memory).relu()
         *inner, out = self._reconstructions(values, support)
-        losses = {"mse_loss": squared_error(out, a)}
+        losses = {"mse_loss": squared_error(out, a, self.memory)}
         losses |= self.calculate_aux_loss(step_input, feature_acts=values, hidden_pre=scores, sae_out=out)
         losses |= {f"inner_mse_loss_{width}": squared_error(part, a) for width, part in inner}
         acts = values.detach() * length[support.columns]
@@ -106,7 +106,7 @@ class SparseStep(TopKTrainingSAE):
 
     def _reconstructions(self, values: Tensor, support: Support) -> list[Any]:
         """Those of inner levels with their widths, and last the whole."""
-        return [decoding(values, self.W_dec, support, self.memory) + self.b_dec]
+        return [decoding(values, self.W_dec, support, self.memory).add_(self.b_dec)]
 
     def _noted(self, acts: Tensor) -> dict[str, Any]:
         return {}
