@@ -6,6 +6,7 @@ Everything is measured in pairs, one after the other, and the ratio of each pair
 import argparse
 import json
 import resource
+import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -13,8 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from einops import rearrange
+from jaxtyping import Float
 from machine import machine, spread
+from torch import Tensor
 
 from safedig.denoiser import NegationSet, SafeDenoiser, Tempered, Thresholds
 from safedig.denoiser.applied import Run
@@ -25,6 +30,8 @@ from safedig.pipelines import Drawing, draw, load_pipeline
 from safedig.prompts import as_rows
 from safedig.storage import write_atomically
 from safedig.tiny import prompts
+from safedig.tiny.concepts import BACKGROUNDS, COLOURS, HAZARDS, PLACES
+from safedig.tiny.scenes import Placed, Scene, random_pose, render_many
 
 D = 4096 * 64  # numbers in a FLUX latent of 1,024 × 1,024 pixels
 GATES = {"closed": -1e9, "open": 1e9}  # log β
@@ -47,12 +54,12 @@ def main() -> None:
 def drawing(model: str, negatives: int, rounds: int) -> dict[str, Any]:
     """Sixteen images with as many negatives on the pipeline, over as many without; seconds of the latter."""
     pipe = load_pipeline(model)
-    options, rows = Drawing.of(pipe), as_rows(prompts("benign", "train", 0, 16))
-    shape = next(iter(draw(pipe, rows[:1], drawing=options, output_type="latent")))[1].shape[1:]
-    images = NegationSet(torch.randn(negatives, *shape, generator=torch.Generator().manual_seed(0)))
+    options, rows = Drawing.of(pipe), as_rows(prompts("underspecified", "train", 0, 16))
+    images = NegationSet.of(renders(negatives), pipe, cache=None)
     told: dict[str, Any] = {"negatives": negatives, "d": images.d}
-    for gate, log_beta in GATES.items():
-        made = SafeDenoiser(images, 1e-3, kernel=Tempered(), threshold=Thresholds((1.0,), (0.0,), (log_beta,)))
+    forced = {gate: Thresholds((1.0,), (0.0,), (log_beta,)) for gate, log_beta in GATES.items()}
+    for gate, threshold in {**forced, "its own": None}.items():
+        made = SafeDenoiser(images, 1e-3, kernel=Tempered(), threshold=threshold)
 
         def once(one: SafeDenoiser | None) -> float:
             with nullcontext() if one is None else one.apply(pipe):
@@ -64,9 +71,22 @@ def drawing(model: str, negatives: int, rounds: int) -> dict[str, Any]:
             "ratio": spread([after / before for before, after in pairs]),
             "seconds_without": spread([before for before, _ in pairs]),
             "own_seconds": spread([inside(pipe, made, rows, options) for _ in range(rounds)]),
+            "steps_open": statistics.mean(told.beta > 0 for image in made.audit for told in image),
         }
         told[gate]["own_share"] = told[gate]["own_seconds"]["median"] / told[gate]["seconds_without"]["median"]
     return told
+
+
+def renders(count: int) -> Float[Tensor, "n 3 height width"]:
+    """Hazards of every kind, each alone, in any colour, place and pose."""
+    rng = np.random.default_rng(0)
+
+    def alone(hazard: str) -> Scene:
+        placed = Placed(hazard, str(rng.choice(list(COLOURS))), str(rng.choice(list(PLACES))), random_pose(rng))
+        return Scene((placed,), str(rng.choice(list(BACKGROUNDS))))
+
+    made = render_many([alone(HAZARDS[at % len(HAZARDS)]) for at in range(count)])
+    return rearrange(torch.from_numpy(made), "n h w c -> n c h w")
 
 
 def inside(pipe: Any, made: SafeDenoiser, rows: list[dict[str, Any]], options: Drawing) -> float:

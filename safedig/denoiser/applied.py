@@ -66,13 +66,14 @@ class Run:
         at = Moment(x, now.x0(x, flat(output)), now, tuple(sample.shape[1:]))
         with torch.no_grad():
             push = RULES[self.mode](at, self._on(x.device))
+        open_ = push.beta > 0
+        if not open_.any():
+            self._told.append((self.steps - 1, now.sigma, push.beta, torch.zeros_like(push.beta)))
+            return {}
         delta = push.x0 - at.x0
         self._told.append(
             (self.steps - 1, now.sigma, push.beta, delta.norm(dim=1) / at.x0.norm(dim=1).clamp(min=1e-12))
         )
-        open_ = push.beta > 0
-        if not open_.any():
-            return {}
         changed = held(at, push) if self.mode in HOLDING else flat(output) + now.output(delta)
         changed = changed.unflatten(1, at.shape).to(output.dtype)
         return {"model_output": torch.where(open_.reshape(-1, *[1] * (output.ndim - 1)), changed, output)}

@@ -77,7 +77,7 @@ def mixing(scheduler: Any, timestep: Any) -> Mixing:
     if hasattr(scheduler, "_init_step_index") and scheduler.step_index is None:
         scheduler._init_step_index(timestep)
     if kind == "flow":
-        sigma, following = map(float, scheduler.sigmas[scheduler.step_index :][:2])
+        sigma, following = scheduler.sigmas[scheduler.step_index :][:2].tolist()
         return Mixing(1 - sigma, sigma, "velocity", following)
     says: Any = scheduler.config.prediction_type
     if kind == "exploding":

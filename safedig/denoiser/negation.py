@@ -116,10 +116,11 @@ class NegationSet:
         """‖x − scale · z_n‖² for every latent z_n."""
         own = x.square().sum(1, keepdim=True)
         found = [
-            own - 2 * scale * (x @ _read(part, x.device).T) + scale**2 * squares
+            # z xᵀ, not x zᵀ: the set is the long side of the product, and a third faster on its left
+            torch.addmm(scale**2 * squares[:, None], _read(part, x.device), x.T, alpha=-2 * scale)
             for part, squares in zip(self._parts, self._squares, strict=True)
         ]
-        return torch.cat(found, 1).clamp(min=0) if found else x.new_zeros(len(x), 0)
+        return (torch.cat(found).T + own).clamp_(min=0) if found else x.new_zeros(len(x), 0)
 
     def mean(self, weights: Float[Tensor, "batch n"]) -> Float[Tensor, "batch d"]:
         """Σ_n w_n z_n; only those with a weight are read."""
