@@ -19,9 +19,8 @@ from routing_compare import by_model, compare, met
 from routing_figure import scatter
 from routing_folds import QUICK, Budget, World
 from routing_measure import Cell, measure
-from routing_rules import SIMPLER, described, ranked, routes
+from routing_rules import SIMPLER, Made, described, ranked, routes
 
-from safedig.routing.routed import Route
 from safedig.storage import write_atomically
 
 MEASURES = {"rho": "ρ", "rho_live": "ρ, live sites", "reached": "reached", "reached_on_others": "reached, other half"}
@@ -53,7 +52,7 @@ def main() -> None:
 
 def compared(budget: Budget, cells: Sequence[Cell]) -> dict[str, Any]:
     """Every fold ranked once, then the rules against each other by each goal."""
-    found: list[tuple[Route, list[Cell]]] = []
+    found: list[tuple[Made, list[Cell]]] = []
     for model in budget.models:
         for target, made in routes(World(model, budget), budget).items():
             found.append((made, [cell for cell in cells if (cell["model"], cell["target"]) == (model, target)]))
@@ -65,7 +64,7 @@ def compared(budget: Budget, cells: Sequence[Cell]) -> dict[str, Any]:
     }
 
 
-def by_goal(found: Sequence[tuple[Route, list[Cell]]], goal: str) -> dict[str, Any]:
+def by_goal(found: Sequence[tuple[Made, list[Cell]]], goal: str) -> dict[str, Any]:
     folds = [ranked(here, made, goal) for made, here in found]
     rules = compare(folds)
     return {

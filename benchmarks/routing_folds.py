@@ -111,7 +111,7 @@ class Prompts:
         return joined([*self.pairs.values(), *self.stand_ins.values(), self.benign["learn"]])
 
     def routed_on(self) -> list[Row]:
-        """What the router may see: the pairs that the SAEs learn from, of the target too, and no picture judged."""
+        """What the router may see, pictures of it too: the pairs that the SAEs learn from, of the target as well."""
         return joined([*self.pairs.values(), self.benign["learn"]])
 
     def looked_at(self) -> list[Row]:

@@ -1,45 +1,70 @@
 """What the router, the criteria alone and fixed rules say of the sites of every fold, before anything is trained."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from routing_compare import Ranked, changes, halves, prompt_interval, round4
 from routing_folds import Budget, World
+from torch import Tensor
 
 from safedig.activations.record import record
 from safedig.routing.causal import interchange
+from safedig.routing.judged import Judging
 from safedig.routing.ranking import INERT
 from safedig.routing.route import route
 from safedig.routing.routed import Route
-from safedig.routing.scorers import DEFAULT, MERITS, scorer
+from safedig.routing.scorers import DEFAULT, MERITS, parts, scorer
 from safedig.routing.statistics import collect
-from safedig.sites import Site
+from safedig.sites import Site, places
+from safedig.tiny import judge
 from safedig.tiny.concepts import RISKS
 
 Cell = dict[str, Any]
 SIMPLER = ("paper", "source_auroc", "transfer", "causal", "middle block", "last block", "random")
 """Rules that the default is to beat."""
+SPENT, JUDGED = 4096, 0.6  # rows of the causal check and the part for whole images: those of `safedig route`
 DECODABLE = 0.8  # AUROC on the source from which on a probe calls a site good
 
 
-def routes(world: World, budget: Budget) -> dict[str, Route]:
+@dataclass(frozen=True)
+class Made:
+    """The rankings of one fold."""
+
+    route: Route
+    strangers: Route | None = None
+    """On the same prompts, recorded without their twins: each stands against the safe prompt of another one."""
+
+
+def routes(world: World, budget: Budget) -> dict[str, Made]:
     """The ranking of each fold: its source's pairs against the target's few, and a causal check on all of them."""
     rows = world.prompts.routed_on()
     statistics = collect(record(world.pipe, rows, world.sites, paired=True, drawing=world.drawing))
+    live = [place.site for place in places(world.pipe) if not place.dead and place.site in world.sites]
+    alone = collect(record(world.pipe, [row | {"twin": ""} for row in rows], live, drawing=world.drawing))
     found = {}
     for target in budget.targets:
         source = [risk for risk in RISKS if risk != target]
-        effects = interchange(world.pipe, statistics.prompts, world.sites, source=source, drawing=world.drawing)
-        found[target] = route(world.pipe, statistics, source, [target], effects=effects, seed=budget.seed)
+        options: dict[str, Any] = {"drawing": world.drawing, "budget": int((1 - JUDGED) * SPENT)}
+        effects = interchange(world.pipe, statistics.prompts, world.sites, source=source, **options)
+        judging = Judging(judge_of, drawing=world.drawing, budget=SPENT - effects.forwards)
+        found[target] = Made(
+            route(world.pipe, statistics, source, [target], effects=effects, judging=judging, seed=budget.seed),
+            route(None, alone, source, [target], seed=budget.seed),
+        )
     return found
 
 
-def ranked(cells: Sequence[Cell], found: Route, goal: str) -> Ranked:
+def ranked(cells: Sequence[Cell], made: Made, goal: str) -> Ranked:
     """One fold as the comparison takes it; the cells are in the order of the computation."""
     sites = [Site.parse(cell["site"]) for cell in cells]
-    routed = [found[site] for site in sites]
+    routed = [made.route[site] for site in sites]
+    scores = {"default": np.array([-float(one.rank) for one in routed])}
+    if made.strangers is not None:
+        ranks = {one.site: one.rank for one in made.strangers.sites}
+        scores["without twins"] = np.array([-float(ranks.get(site, len(sites))) for site in sites])
     return Ranked(
         model=cells[0]["model"],
         target=cells[0]["target"],
@@ -47,12 +72,16 @@ def ranked(cells: Sequence[Cell], found: Route, goal: str) -> Ranked:
         gain=np.array([cell["outcomes"][goal]["gain"] for cell in cells]),
         halves=np.array([halves(changed(cell, goal)) for cell in cells]).T,
         live=np.array([one.terms["reach"] >= INERT for one in routed]),
-        scores={"default": np.array([-float(one.rank) for one in routed])}
+        scores=scores
         | {rule: by_criteria(rule, [one.terms for one in routed]) for rule in ("paper", "source_auroc", "transfer")}
         | {"causal": by_criteria("causal", [one.terms for one in routed])}
         | by_place(sites)
         | ablated([one.terms for one in routed]),
     )
+
+
+def judge_of(images: Tensor, rows: list[dict[str, Any]]) -> list[str]:
+    return [one["label"] for one in judge(images, asked=rows)]
 
 
 def by_criteria(name: str, terms: Sequence[Mapping[str, float]]) -> np.ndarray:
@@ -75,24 +104,36 @@ def by_place(sites: Sequence[Site]) -> dict[str, np.ndarray]:
 
 
 def ablated(terms: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
-    """The default score as it stands, without each of its terms, and with each criterion that it leaves out."""
-    found = {"score alone": by_criteria("default", terms)}
-    if len(DEFAULT) > 1:
-        less = {f"without {name}": [one for one in DEFAULT if one != name] for name in DEFAULT}
-        found |= {name: by_criteria("*".join(rest), terms) for name, rest in less.items()}
-    known = [name for name in MERITS if name not in DEFAULT and all(name in one for one in terms)]
-    return found | {f"with {name}": by_criteria("*".join([*DEFAULT, name]), terms) for name in known}
+    """The default score as it stands, without each of its terms, and with each criterion that it leaves out.
+
+    Without `judged`, linearity and reach stand for it at every site.
+    """
+
+    def without(name: str) -> np.ndarray:
+        if name == "judged":
+            return by_criteria("default", [{key: one[key] for key in one if key != name} for one in terms])
+        kept = ["*".join(part for part in parts(one) if part != name) for one in terms]
+        return np.concatenate([by_criteria(rule, [one]) for rule, one in zip(kept, terms, strict=True)])
+
+    used = [name for name in (*DEFAULT, "judged") if any(name in parts(one) for one in terms)]
+    found = {"score alone": by_criteria("default", terms)} | {f"without {name}": without(name) for name in used}
+    known = [name for name in MERITS if name not in used and all(name in one for one in terms)]
+    more = {name: ["*".join([*parts(one), name]) for one in terms] for name in known}
+    return found | {
+        f"with {name}": np.concatenate([by_criteria(rule, [one]) for rule, one in zip(rules, terms, strict=True)])
+        for name, rules in more.items()
+    }
 
 
 def changed(cell: Cell, goal: str) -> list[int]:
     return changes(cell["before"]["harmful"], cell["outcomes"][goal]["after"]["harmful"], goal)
 
 
-def described(cells: Sequence[Cell], found: Route, goal: str) -> dict[str, Any]:
+def described(cells: Sequence[Cell], made: Made, goal: str) -> dict[str, Any]:
     """What is written down of a fold: every site with what was foretold and what was reached, and each first choice."""
-    fold, sites = ranked(cells, found, goal), {}
+    fold, sites = ranked(cells, made, goal), {}
     for cell in cells:
-        routed, outcome = found[Site.parse(cell["site"])], cell["outcomes"][goal]
+        routed, outcome = made.route[Site.parse(cell["site"])], cell["outcomes"][goal]
         lo, hi = prompt_interval(changed(cell, goal))
         reached = {"gain": round4(outcome["gain"]), "lo": lo, "hi": hi, "benign_loss": round4(outcome["loss"])}
         setting = {name: outcome[name] for name in ("quantile", "strength")} | cell["learnt"]

@@ -33,7 +33,7 @@ from routing_compare import (
 from routing_figure import scatter
 from routing_folds import QUICK, Budget, Fold, Prompts, stand_ins
 from routing_measure import Tool, Trial, cells_of, chosen, gain, letters, lost, measure
-from routing_rules import SIMPLER, ablated, by_criteria, by_place, dead_ends, described, ranked
+from routing_rules import SIMPLER, Made, ablated, by_criteria, by_place, dead_ends, described, ranked
 
 import routing
 from safedig.config import UsageError
@@ -381,7 +381,7 @@ def fold():
         RoutedSite(Site.parse(name), "repel", (0.0, 1.0), 1 / rank, 0.0, 1.0, rank, verdict, term)
         for name, verdict, rank, term in zip(names, verdicts, ranks, terms, strict=True)
     ]
-    made = Route("tiny-flux", "f", ("sign",), ("fire",), {}, {}, tuple(routed), ())
+    made = Made(Route("tiny-flux", "f", ("sign",), ("fire",), {}, {}, tuple(routed), ()))
     after = {"transformer_blocks.0.txt.resid_post": "UUUU", "txt.embed": "CCRR"}
     cells = []
     for name in names:
@@ -399,6 +399,23 @@ def fold():
         key = {"model": "tiny-flux", "target": "fire", "site": name}
         cells.append(key | {"before": {"harmful": "UUUU"}, "outcomes": outcomes, "learnt": {"features": 3}})
     return cells, made
+
+
+def test_where_images_were_judged_that_is_ablated_to_what_stood_for_it():
+    seen = [TERMS[0], TERMS[1] | {"judged": 0.25}]
+    found = ablated(seen)
+    np.testing.assert_array_equal(found["without judged"], ablated(TERMS)["score alone"])
+    assert found["score alone"][1] != found["without judged"][1]
+    assert found["without linearity"][1] == found["score alone"][1]  # it has no say where images were judged
+    assert found["without linearity"][0] != found["score alone"][0] or TERMS[0]["reach"] == 0
+
+
+def test_a_ranking_without_twins_stands_beside_and_a_site_that_it_lacks_comes_last(fold):
+    cells, made = fold
+    few = replace(made.route, sites=tuple(site for site in made.route.sites if site.verdict == "ok"))
+    one = ranked(cells, replace(made, strangers=few), "unsafe")
+    assert one.scores["without twins"].tolist() == [-3.0, -1.0, -2.0]
+    assert "without twins" not in ranked(cells, made, "unsafe").scores
 
 
 def test_what_a_probe_would_have_chosen_is_told_with_its_cost(fold):

@@ -10,7 +10,6 @@ from safedig.prompts import as_rows
 from safedig.routing import causal
 from safedig.routing.causal import interchange, interchange_together
 from safedig.routing.direction import direction_of, removing
-from safedig.routing.judged import judged
 from safedig.routing.replay import Replay
 from safedig.routing.trial import Trial, chosen, spread
 from safedig.sites import DEAD, Site, architecture, places, resolve, sites, transformer
@@ -277,21 +276,3 @@ def test_what_cannot_be_tried_is_told(shipped, rows):
 def test_the_middle_steps_of_equal_parts_are_tried():
     assert [spread(8, n) for n in (1, 2, 3, 8, 20)] == [(4,), (2, 6), (1, 4, 6), tuple(range(8)), tuple(range(8))]
     assert spread(1, 3) == (0,)
-
-
-# ---- whole images
-
-
-def test_whole_images_are_judged_safe_where_the_whole_prompt_is_swapped_and_not_at_a_dead_site(rows):
-    from safedig.tiny import judge
-
-    pipe = load_pipeline("tiny-flux")
-
-    def unsafe(images, asked):
-        return [one["label"] == "unsafe" for one in judge(images, asked=asked)]
-
-    last = last_text(pipe)[0]
-    shares = judged(pipe, rows, ["pooled.embed", last], unsafe, pairs=3, batch_size=8)
-    assert shares[last] == 0 and 0 <= shares[Site.parse("pooled.embed")] <= 1
-    with pytest.raises(UsageError, match="None of 2 images is unsafe"):
-        judged(pipe, rows, ["pooled.embed"], lambda images, asked: [False] * len(asked), pairs=2)

@@ -17,6 +17,7 @@ from safedig.recipes import Recipe, Routing, load
 from safedig.routing.routed import Route
 from safedig.verbs import Options
 from safedig.verbs import route as verb
+from safedig.verbs.route_table import WITHOUT_TWINS
 
 PAIRS = 9
 RISKS = ("weapons", "signs")
@@ -178,6 +179,37 @@ def test_without_twins_the_ranking_is_made_and_says_so(given, capsys, tmp_path):
     result = answer(capsys, [*command, "--prompts", str(tmp_path / "alone.csv"), "--out", str(tmp_path)])
     assert result["forwards"] == 0 and "interchange" not in result["sites"][0]["terms"]
     assert "class means" in Route.load(result["file"]).options["contrast"]
+    assert WITHOUT_TWINS in verb.table(result)
+
+
+def test_with_a_judge_whole_images_are_drawn_at_a_few_sites_within_the_same_budget(command, given, capsys, monkeypatch):
+    """Everything that is edited counts as freed here: what is told of a site that was tried, and what is spent."""
+    monkeypatch.setattr(verb, "SHIPPED", (str(given / "model"),))
+    monkeypatch.setattr(verb, "_judge", lambda images, rows: ["unsafe" if row["risk"] else "clean" for row in rows])
+    place = ["--out", str(given / "judged")]
+    result = answer(capsys, [*command[: command.index("--out")], *place])
+    looked_at = [one for one in result["sites"] if "freed" in one["terms"]]
+    told = Route.load(result["file"]).options["judged"]
+    assert told["sites"] and {one["site"] for one in looked_at} == set(told["sites"]) < set(SITES)
+    assert all(one["terms"]["freed"] == one["terms"]["lost"] == 0 for one in looked_at)
+    assert "pooled.embed" in told["sites"] and told["strengths"] == [1.0, 4.0] and told["forwards"] > 0
+    assert result["forwards"] <= 4 * len(rows()) * 2 * DRAWING["steps"]
+    assert "freed, lost: of whole images" in verb.table(result)
+
+
+def test_no_model_but_the_tiny_ones_has_a_judge_here(result):
+    assert Route.load(result["file"]).options["judged"].startswith("none")
+    assert not any("freed" in one["terms"] for one in result["sites"])
+
+
+def test_what_it_costs_to_have_no_twins_is_what_the_proof_has_measured():
+    rules = json.loads((Path(__file__).parents[1] / "benchmarks" / "routing.json").read_text())["goals"]["unsafe"][
+        "rules"
+    ]
+    figures = [
+        f"{rules[rule][name]['mean']:.2f}" for rule in ("without twins", "default") for name in ("rho", "reached")
+    ]
+    assert re.findall(r"\d\.\d\d", WITHOUT_TWINS) == figures
 
 
 # ---- what is wrong is told at once

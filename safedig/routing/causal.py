@@ -41,8 +41,6 @@ class Effects:
     """‖v_removed − v‖ / ‖v‖: what the removal does to benign prompts."""
     forwards: int
     """Rows that the transformer was called with, those of the drawing among them; as many as in one process."""
-    judged: dict[Site, float] | None = None
-    """Share of the unsafe images that are no longer unsafe, where whole images were judged."""
 
 
 @torch.no_grad()

@@ -84,8 +84,7 @@ class PairSums:
         whole = dict.fromkeys(link for image in came for link in self._links[image] if held.keys() >= set(link))
         parts: dict[tuple[Site, str, int], list[tuple[Tensor, Tensor]]] = {}
         for harmful, safe in whole:
-            half = sha256(safe[0].encode()).digest()[0] % 2
-            parts.setdefault((site, self._domain[harmful], half), []).append((held[harmful], held[safe]))
+            parts.setdefault((site, self._domain[harmful], half(safe[0])), []).append((held[harmful], held[safe]))
         for part, pairs in parts.items():
             sums = self.of.setdefault(part, Moments.none(tokens.shape[2]))
             sums.add(*(torch.stack(side) for side in zip(*pairs, strict=True)))
@@ -112,27 +111,54 @@ class PairSums:
         return {(domain, half): one for (other, domain, half), one in self.of.items() if other == site}
 
 
+def half(safe: str) -> int:
+    """Which half a prompt is in, by the id of its safe twin: those that share one stay together."""
+    return sha256(safe.encode()).digest()[0] % 2
+
+
+@dataclass(frozen=True, eq=False)
+class Map:
+    """Δ as it is told from a token: Δ̂(x) = x·weight + offset."""
+
+    weight: Float[Tensor, "r r"]
+    offset: Float[Tensor, " r"]
+
+    @classmethod
+    def of(cls, seen: Moments) -> "Map":
+        """The ridge regression of y on x."""
+        mean_x, mean_y = seen.x / seen.n, seen.y / seen.n
+        gram = seen.xx - seen.n * torch.outer(mean_x, mean_x)
+        penalty = _PENALTY * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+        weight = torch.linalg.solve(gram + penalty, seen.xy - seen.n * torch.outer(mean_x, mean_y))
+        return cls(weight, mean_y - mean_x @ weight)
+
+
+def halves(moments: Mapping[tuple[str, int], Moments], domains: Iterable[str]) -> tuple[Moments, Moments] | None:
+    """The sums of these domains over each half of their prompts; None where there are none."""
+    parts = [[moments[name, part] for name in sorted(set(domains)) if (name, part) in moments] for part in (0, 1)]
+    if not all(parts):
+        return None
+    one, other = (sum(part[1:], part[0]) for part in parts)
+    return one, other
+
+
 def across_halves(moments: Mapping[tuple[str, int], Moments], domains: Iterable[str]) -> float | None:
     """`linearity` of these domains, learnt on one half of their prompts and seen on the other, both ways."""
-    halves = [[moments[name, half] for name in sorted(set(domains)) if (name, half) in moments] for half in (0, 1)]
-    if not all(halves):
+    if (both := halves(moments, domains)) is None:
         return None
-    one, other = (sum(half[1:], half[0]) for half in halves)
+    one, other = both
     return (linearity(one, other) + linearity(other, one)) / 2
 
 
 def linearity(train: Moments, test: Moments) -> float:
-    """R² = 1 − Σ‖y − ŷ‖² / Σ‖y‖² on `test` of the ridge regression of y on x that `train` gives; 0 at the least.
+    """R² = 1 − Σ‖y − ŷ‖² / Σ‖y‖² on `test` of the map that `train` gives; 0 at the least.
 
     Against 0 and not against the mean of y: an edit that does nothing explains nothing.
     """
     if not (train.n > 0 and train.yy > 0 and test.yy > 0):
         return 0.0
-    mean_x, mean_y = train.x / train.n, train.y / train.n
-    gram = train.xx - train.n * torch.outer(mean_x, mean_x)
-    penalty = _PENALTY * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    weight = torch.linalg.solve(gram + penalty, train.xy - train.n * torch.outer(mean_x, mean_y))
-    offset = mean_y - mean_x @ weight
+    told = Map.of(train)
+    weight, offset = told.weight, told.offset
     guessed = (weight * (test.xx @ weight)).sum() + 2 * (test.x @ weight) @ offset + test.n * offset @ offset
     shared = (weight * test.xy).sum() + test.y @ offset
     return max(0.0, 1 - ((test.yy - 2 * shared + guessed) / test.yy).item())

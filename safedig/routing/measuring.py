@@ -1,10 +1,10 @@
 """Every criterion at every site of a recording, with what it would have been had other prompts been drawn."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..config import UsageError
@@ -12,6 +12,7 @@ from ..sites import Site
 from . import power, probes, scores
 from .causal import Effects
 from .contrast import Contrast
+from .judged import Judged
 from .linear import across_halves
 from .probes import PairedRows
 from .statistics import SiteStatistics, Statistics
@@ -148,9 +149,24 @@ def _tried(
         terms[name] = torch.cat([of.mean()[None], of.mean(0)[picked].mean(1)])
         by_sigma[name] = of.mean(1).tolist()
     terms["reach"] = (STRENGTH * terms["interchange"]).clamp(0, 1)
-    if effects.judged and site in effects.judged:
-        terms["judged"] = _constant(effects.judged[site], draws)
     return terms, by_sigma
+
+
+def with_judged(measured: Sequence[Measured], found: Mapping[Site, Judged], draws: int, seed: int) -> list[Measured]:
+    """The same sites with what whole images have shown, their prompts drawn anew."""
+
+    def terms(one: Judged) -> dict[str, Float[Tensor, " draw"]]:
+        generator = torch.Generator().manual_seed(seed)
+        freed, lost = (_counts(came, draws, generator) for came in (one.freed, one.lost))
+        shares = {"freed": freed / len(one.freed), "lost": lost / max(len(one.lost), 1)}
+        return {"judged": one.net(freed, lost), **shares, "strength": _constant(one.strength, draws)}
+
+    return [replace(one, terms=one.terms | terms(found[one.site])) if one.site in found else one for one in measured]
+
+
+def _counts(came: Bool[Tensor, " row"], draws: int, generator: torch.Generator) -> Float[Tensor, " draw"]:
+    picked = torch.randint(len(came), (draws, len(came)), generator=generator)
+    return torch.cat([came.sum()[None], came[picked].sum(1)]).double()
 
 
 def _constant(value: float, draws: int) -> Float[Tensor, " draw"]:

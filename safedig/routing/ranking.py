@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..sites import stage
+from ..sites import Site, stage
 from .measuring import Measured
 from .power import LEVEL
 from .scorers import MERITS
@@ -19,6 +19,8 @@ CONFIDENCE = 0.95
 _REPEATED = 0.5  # what a site counts for beside another of its stage
 _FAINT = 0.25  # of the first site's score: what adds less is left out of the set
 _LARGEST = 6  # sites of a set
+_LOOKED_AT = 2  # sites of which whole images are judged, beside the vectors
+VECTORS = ("pooled", "temb")  # streams
 _HALF = 0.5  # of the best σ: the window ends where less is left
 VERDICTS = ("ok", "not_separable", "inert")
 
@@ -43,6 +45,16 @@ def order(scores: Float[Tensor, "site draw"], verdicts: Sequence[str]) -> list[i
     """Best first; what is not ok comes after all that is, and a dead place last. Equal ones stay as they run."""
     point = scores[:, 0].tolist()
     return sorted(range(len(point)), key=lambda at: (VERDICTS.index(verdicts[at]), -round(point[at], 6), at))
+
+
+def shortlist(sites: Sequence[Site], ranked: Sequence[int], verdicts: Sequence[str]) -> list[int]:
+    """What is worth drawing whole images for: the best sites, and vectors that stand for the whole prompt.
+
+    A vector acts on every block a little, which the velocity of one step does not show.
+    """
+    usable = [at for at in ranked if verdicts[at] == "ok"]
+    vectors = [at for at in usable if sites[at].stream in VECTORS]
+    return [at for at in usable if at not in vectors][:_LOOKED_AT] + vectors
 
 
 def steadiness(scores: Float[Tensor, "site draw"]) -> float:

@@ -15,8 +15,10 @@ from ..sites import Site, sites
 from . import power
 from .causal import Effects, interchange
 from .contrast import Contrast, Domains, contrast
-from .measuring import Measured, measure
-from .ranking import complementary, interval, order, steadiness, verdict, window
+from .judged import STRENGTHS, Judgements, Judging, Maps, judged
+from .linear import Map, halves
+from .measuring import Measured, measure, with_judged
+from .ranking import complementary, interval, order, shortlist, steadiness, verdict, window
 from .routed import Route, RoutedSite
 from .scorers import scorer as scorer_of
 from .statistics import Statistics, collect
@@ -35,6 +37,7 @@ def route(
     target: Domains | None = None,
     *,
     effects: Effects | None = None,
+    judging: Judging | None = None,
     scorer: str = "default",
     bootstrap: int = 200,
     seed: int = 0,
@@ -43,9 +46,10 @@ def route(
 
     `source` and `target` are names of risk domains or their prompts; without a target the source's domains are left
     out one at a time. Statistics that were collected before serve any number of rankings. The causal check is made on
-    the recorded prompts unless its `effects` are given; with neither a pipeline nor effects it is left out. Sites that
-    cannot be edited, or were not tried, are not ranked. `scorer` is a name of `scorers.SCORERS`, or criteria joined by
-    `*`. Too few prompts, an absent domain, or activations that are all alike are a `UsageError`.
+    the recorded prompts unless its `effects` are given; with neither a pipeline nor effects it is left out. With
+    `judging` whole images of the target are drawn at the few sites that come first so, and at those of pooled vectors.
+    Sites that cannot be edited, or were not tried, are not ranked. `scorer` is a name of `scorers.SCORERS`, or criteria
+    joined by `*`. Too few prompts, an absent domain, or activations that are all alike are a `UsageError`.
     """
     rule = scorer_of(scorer)
     if bootstrap < _FEWEST_DRAWS:
@@ -56,9 +60,15 @@ def route(
     if effects is None and pipe is not None:
         effects = interchange(pipe, statistics.prompts, candidates, source=pairs.source)
     measured = measure(statistics, candidates, pairs, effects, bootstrap, seed)
-    scores = torch.stack([rule(one.terms) for one in measured])
     p = power.family_wise([one.apart for one in measured])
     said = [verdict(one, chance) for one, chance in zip(measured, p, strict=True)]
+    looked_at = None
+    if judging is not None:
+        ranked = order(torch.stack([rule(one.terms) for one in measured]), said)
+        maps = _maps(statistics, [measured[at].site for at in shortlist(candidates, ranked, said)], pairs)
+        looked_at = judged(pipe, _aimed_at(statistics, pairs), maps, judging) if maps else None
+        measured = with_judged(measured, looked_at.at if looked_at else {}, bootstrap, seed)
+    scores = torch.stack([rule(one.terms) for one in measured])
     ranked = order(scores, said)
     routed = tuple(_routed(measured[at], scores[at], rank, said[at], p[at]) for rank, at in enumerate(ranked, start=1))
     usable = [at for at in ranked if said[at] == "ok"]
@@ -70,7 +80,7 @@ def route(
         target=tuple(pairs.target),
         data=_data(statistics, pairs, measured),
         options=_options(pairs, measured, effects, scorer, bootstrap, seed)
-        | {"rank_stability": _round(steadiness(scores))},
+        | {"judged": _looked_at(looked_at), "rank_stability": _round(steadiness(scores))},
         sites=routed,
         chosen=tuple(measured[at].site for at in together),
     )
@@ -88,6 +98,40 @@ def _candidates(pipe: Any, statistics: Statistics, effects: Effects | None) -> l
     if left := [str(site) for site in statistics.sites if site not in found]:
         say(f"{len(left)} of the recorded sites cannot be edited or were not tried, and are not ranked: {left[0]} …")
     return found
+
+
+def _maps(statistics: Statistics, sites: list[Site], pairs: Contrast) -> dict[Site, Maps]:
+    """How Δ is told from a token where whole images are judged; a site of which there is a sketch only is left out."""
+    found: dict[Site, Maps] = {}
+    for site in sites:
+        if both := halves(statistics.at(site).moments, [*pairs.source, *pairs.target]):
+            if len(both[0].x) == statistics.d_in[site]:
+                found[site] = (Map.of(both[0]), Map.of(both[1]))
+            else:
+                say(
+                    f"No images are judged at '{site}': it is {statistics.d_in[site]} wide, and there is only a sketch."
+                )
+    return found
+
+
+def _aimed_at(statistics: Statistics, pairs: Contrast) -> list[dict[str, Any]]:
+    """Pairs of the target, or of the source for want of one, and prompts that are nobody's twin."""
+    domains = pairs.target or pairs.source
+    harmful = [row for row in statistics.prompts if row.get("risk")]
+    others = {row.get("twin") for row in harmful if row["risk"] not in domains}
+    aimed = {row.get("twin") for row in harmful if row["risk"] in domains}
+    return [
+        row
+        for row in statistics.prompts
+        if (row["risk"] in domains if row.get("risk") else row["id"] in aimed or row["id"] not in others)
+    ]
+
+
+def _looked_at(found: Judgements | None) -> str | dict[str, Any]:
+    if found is None or not found.at:
+        return "none: no image was judged"
+    facts = {name: getattr(found, name) for name in ("pairs", "benign", "forwards")}
+    return facts | {"strengths": list(STRENGTHS), "sites": [str(site) for site in found.at]}
 
 
 def _routed(one: Measured, score: torch.Tensor, rank: int, said: str, p: float) -> RoutedSite:

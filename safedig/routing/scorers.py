@@ -5,6 +5,7 @@ of the default to see what it is worth is left out of the name.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,8 @@ Terms = Mapping[str, Float[Tensor, "*draw"]]
 Scorer = Callable[[Terms], Float[Tensor, "*draw"]]
 
 DEFAULT = ("transfer", "linearity", "reach", "distance")
+JUDGED = ("transfer", "judged", "judged", "distance")
+"""Where whole images were judged: that shows linearity and reach at once, and counts for both."""
 PAPER = {"semantic": 0.25, "binding": 0.35, "stability": 0.25, "cost": -0.15}
 """α, ρ, η and −ξ of SafeDIG (arXiv 2605.30049), as transcribed."""
 
@@ -34,7 +37,7 @@ MERITS: dict[str, Callable[[Tensor], Tensor]] = {
     "reach": lambda reach: reach.clamp(0, 1),
     "removal": lambda effect: effect.clamp(0, 1),
     "harm": lambda harm: 1 / (1 + harm),
-    "judged": lambda rescued: rescued.clamp(0, 1),
+    "judged": lambda net: net.clamp(0, 1),
 }
 """What each criterion is worth, from 0 to 1."""
 
@@ -56,10 +59,16 @@ def default(terms: Terms) -> Float[Tensor, "*draw"]:
 
     What is read off on other domains too, can be told from the token and so be taken out, moves the image, and has all
     the later blocks to work through. Late image sites carry everything, and hardly anything of it can be taken out
-    there. What was not measured is left out; without a second domain the separability stands for the transfer.
+    there. At the sites where whole images were judged, what was freed there less what was lost stands for linearity and
+    reach. What was not measured is left out; without a second domain the separability stands for the transfer.
     """
-    there = [name for name in DEFAULT if name in terms]
-    return _together(there if "transfer" in there else ["source_auroc", *there], terms)
+    return _together(parts(terms), terms)
+
+
+def parts(terms: Mapping[str, Any]) -> list[str]:
+    """The criteria that the default takes of a site of which these are known."""
+    there = [name for name in (JUDGED if "judged" in terms else DEFAULT) if name in terms]
+    return there if "transfer" in there else ["source_auroc", *there]
 
 
 def paper(terms: Terms) -> Float[Tensor, "*draw"]:
@@ -89,8 +98,8 @@ def _together(names: list[str], terms: Terms) -> Float[Tensor, "*draw"]:
         if name not in terms:
             raise UsageError(
                 f"'{name}' was not measured: interchange, reach, removal and harm need the pipeline (a causal check), "
-                "transfer, agreement and shift a second domain, linearity twins, binding a text and an image "
-                "site."
+                "judged a judge of images, transfer, agreement and shift a second domain, linearity twins, binding a "
+                "text and an image site."
             )
     merits = torch.stack([MERITS[name](terms[name]) for name in names])
     return merits.prod(0) ** (1 / len(names))

@@ -8,6 +8,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+
 from safedig.activations import processes
 from safedig.activations.address import StoreError
 from safedig.activations.record import record
@@ -16,11 +19,13 @@ from safedig.activations.store import open_store
 from safedig.activations.stream import Activations
 from safedig.config import UsageError, did_you_mean
 from safedig.figures import save
-from safedig.pipelines import Drawing, fingerprint, guided
+from safedig.model_folders import SHIPPED
+from safedig.pipelines import fingerprint, guided
 from safedig.progress import say
 from safedig.prompts import as_rows, load_prompts
 from safedig.recipes import Recipe, Recording, Routing
 from safedig.routing.causal import Effects, interchange
+from safedig.routing.judged import Judging
 from safedig.routing.route import route
 from safedig.routing.scorers import scorer as scorer_of
 from safedig.routing.statistics import collect
@@ -33,6 +38,7 @@ __all__ = ["run", "table"]
 
 Row = dict[str, Any]
 _PAIRED = 3 / 4  # of the images: harmful prompts and their twins; the others are benign
+_JUDGED = 0.6  # of the causal check's budget: whole images, where there is a judge of them
 
 
 def run(recipe: Recipe, options: Options) -> dict[str, Any]:
@@ -51,18 +57,23 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     there = [site for site in there if site in activations.sites]
     share = processes.Share.of_this_process()
     statistics = collect(activations, share=share)
-    effects = _effects(pipe, rows, there, source, asked, drawing, share)
-    if not share.first:
-        return {}
+    spend = int(asked.budget * len(rows) * drawing.steps * (1 + guided(pipe, drawing)))
+    seen = recipe.model in SHIPPED  # by a judge of whole images
+    checking = {"drawing": drawing, "share": share}
+    effects = _effects(pipe, rows, there, source, asked.pairs, int(spend * (1 - _JUDGED * seen)), checking)
+    judging = Judging(_judge, budget=spend - effects.forwards, **checking) if seen and effects else None
     ranking = route(
         pipe if effects else None,
         statistics,
         source,
         target or None,
         effects=effects,
+        judging=judging,
         scorer=asked.scorer,
         seed=recipe.seed,
     )
+    if not share.first:
+        return {}
     ranking = dataclasses.replace(
         ranking,
         model=recipe.model,
@@ -104,20 +115,19 @@ def _recorded(pipe: Any, recipe: Recipe, rows: list[Row], there: list[Site]) -> 
 
 
 def _effects(
-    pipe: Any,
-    rows: list[Row],
-    there: list[Site],
-    source: list[str],
-    asked: Routing,
-    drawing: Drawing,
-    share: processes.Share,
+    pipe: Any, rows: list[Row], there: list[Site], source: list[str], pairs: int, budget: int, checking: dict[str, Any]
 ) -> Effects | None:
     """Nothing where no harmful prompt has a twin: the ranking then says that it was made without."""
     if not _paired(rows):
         return None
-    budget = int(asked.budget * len(rows) * drawing.steps * (1 + guided(pipe, drawing)))
-    options = {"drawing": drawing, "pairs": asked.pairs, "budget": budget, "share": share}
-    return interchange(pipe, rows, there, source=source, **options)
+    return interchange(pipe, rows, there, source=source, pairs=pairs, budget=budget, **checking)
+
+
+def _judge(images: Float[Tensor, "image 3 height width"], rows: list[Row]) -> list[str]:
+    """What the tiny world's judge calls each image."""
+    from safedig.tiny import judge
+
+    return [one["label"] for one in judge(images, asked=rows)]
 
 
 def _paired(rows: list[Row]) -> bool:
