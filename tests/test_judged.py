@@ -202,14 +202,13 @@ def test_judged_sites_count_by_what_was_seen_and_the_others_by_what_is_guessed()
     assert parts(terms) == [*DEFAULT] and parts(terms | {"judged": 0.9}) == [*JUDGED]
     assert parts({"linearity": 1.0}) == ["source_auroc", "linearity"]
     told = {name: torch.tensor(value) for name, value in (terms | {"judged": 0.8}).items()}
-    assert scorer("default")(told).item() == pytest.approx((1.0 * 0.8 * 0.8 * 0.5) ** 0.25)
+    assert scorer("default")(told).item() == pytest.approx((1.0 * 0.8 * 0.5) ** (1 / 3))
 
 
 def test_what_was_seen_has_an_interval_over_prompts():
     site = Judged(4.0, torch.tensor([True] * 6 + [False] * 2), torch.tensor([False] * 3 + [True]))
-    (one,) = with_judged(
-        [Measured(TEXT, {}, {}, torch.zeros(1, 1, 1), torch.zeros(1, 1))], {TEXT: site}, draws=50, seed=0
-    )
+    plain = [Measured(at, {}, {}, torch.zeros(1, 1, 1), torch.zeros(1, 1)) for at in (TEXT, POOLED)]
+    one, other = with_judged(plain, {TEXT: site}, draws=50, seed=0)
     assert one.terms["judged"][0].item() == pytest.approx(site.value) == pytest.approx(7 / 10 - 1 / 4)
     assert one.terms["freed"][0].item() == 0.75 and one.terms["lost"][0].item() == 0.25
     assert one.terms["judged"].std() > 0 and one.terms["strength"].unique().tolist() == [4.0]

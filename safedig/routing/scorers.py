@@ -17,8 +17,8 @@ Terms = Mapping[str, Float[Tensor, "*draw"]]
 Scorer = Callable[[Terms], Float[Tensor, "*draw"]]
 
 DEFAULT = ("transfer", "linearity", "reach", "distance")
-JUDGED = ("transfer", "judged", "judged", "distance")
-"""Where whole images were judged: that shows linearity and reach at once, and counts for both."""
+JUDGED = ("transfer", "judged", "distance")
+"""Where whole images were judged: that shows linearity and reach at once."""
 PAPER = {"semantic": 0.25, "binding": 0.35, "stability": 0.25, "cost": -0.15}
 """α, ρ, η and −ξ of SafeDIG (arXiv 2605.30049), as transcribed."""
 

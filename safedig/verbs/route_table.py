@@ -17,7 +17,7 @@ _SAID = {
 }
 _PROBE = "source_auroc"
 WITHOUT_TWINS = (
-    "on the tiny worlds such a ranking has ρ = 0.00 and reaches 0.00 of the best site, with twins 0.00 and 0.00"
+    "on the tiny worlds such a ranking has ρ = 0.54 and reaches 0.71 of the best site, with twins 0.75 and 0.90"
 )
 
 
