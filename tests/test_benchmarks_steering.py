@@ -12,9 +12,12 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import steering as proof  # noqa: E402
-from steering_folds import QUICK, Budget, harmful, plain  # noqa: E402
+import steering_region as where  # noqa: E402
+from steering_folds import QUICK, Budget, World, harmful, plain  # noqa: E402
 from steering_rows import LINES, Line  # noqa: E402
 from steering_table import summary, table  # noqa: E402
+
+from safedig.config import UsageError  # noqa: E402
 
 
 def cell(target, letters, **wishes):
@@ -133,3 +136,21 @@ def test_the_proof_runs_and_a_second_run_measures_nothing(tmp_path, monkeypatch)
     assert told["unsteered"]["benign"]["identical"]["rate"] == 1.0
     monkeypatch.setattr(proof.Exam, "seen", lambda *_: pytest.fail("a finished cell was drawn again"))
     assert proof.measure("tiny-sd3", QUICK, lines, options) == cells
+
+
+def test_the_setting_of_the_table_is_taken_and_one_of_another_budget_is_not(tmp_path):
+    file = tmp_path / "steering.tiny-sd3.jsonl"
+    file.write_text(json.dumps({"choice": "ours", "options": Budget().sha, "setting": 8.0}) + "\n")
+    assert where.setting_of(tmp_path / "steering.json", "tiny-sd3", Budget()) == 8.0
+    with pytest.raises(UsageError, match=r"run steering\.py first"):
+        where.setting_of(tmp_path / "steering.json", "tiny-sd3", QUICK)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["tiny-flux", "tiny-sd3"])
+def test_the_region_holds_unsteered_pictures_and_lets_go_of_what_a_strong_vector_makes(model):
+    torch.set_num_threads(1)
+    told = where.measured(World(model, QUICK), 4.0)
+    assert told["unsteered"]["rate"] <= 0.1 and told["unsteered, harmless"]["rate"] <= 0.1
+    strong = next(one for name, one in told.items() if name.startswith("mean difference"))
+    assert strong["rate"] > 0.3, told

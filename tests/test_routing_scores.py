@@ -400,7 +400,9 @@ def test_the_order_of_pairs_does_not_count():
 
 
 def terms(**given):
-    every = dict.fromkeys(MERITS, 0.5) | {"source_auroc": 0.9, "transfer": 0.8, "interchange": 0.15} | given
+    """Of a site at which no whole image was judged, unless that is given."""
+    every = dict.fromkeys(MERITS.keys() - {"judged"}, 0.5) | {"source_auroc": 0.9, "transfer": 0.8, "interchange": 0.15}
+    every |= given
     return {name: torch.tensor([value, value]).double() for name, value in every.items()}
 
 
@@ -437,5 +439,5 @@ def test_a_wrong_or_unmeasured_criterion_is_an_error():
 
 @pytest.mark.parametrize("name", [*SCORERS, *MERITS])
 def test_every_scorer_takes_all_draws_at_once(name):
-    found = scorer(name)(terms())
+    found = scorer(name)(terms(judged=0.5))
     assert found.shape == (2,) and found[0] == found[1] and found.isfinite().all()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from safedig import __main__
+from safedig.evaluation.jury import Jury
 from safedig.prompts import prompts_from_rows, save_prompts
 from safedig.recipes import Recipe, Routing, load
 from safedig.routing.routed import Route
@@ -183,11 +184,10 @@ def test_without_twins_the_ranking_is_made_and_says_so(given, capsys, tmp_path):
 
 
 def test_with_a_judge_whole_images_are_drawn_at_a_few_sites_within_the_same_budget(command, given, capsys, monkeypatch):
-    """Everything that is edited counts as freed here: what is told of a site that was tried, and what is spent."""
-    monkeypatch.setattr(verb, "SHIPPED", (str(given / "model"),))
-    monkeypatch.setattr(verb, "_judge", lambda images, rows: ["unsafe" if row["risk"] else "clean" for row in rows])
+    """No edit changes a label here: what is told of a site that was tried, and what is spent."""
+    monkeypatch.setattr(Jury, "labels", lambda _, images, rows: ["unsafe" if row["risk"] else "clean" for row in rows])
     place = ["--out", str(given / "judged")]
-    result = answer(capsys, [*command[: command.index("--out")], *place])
+    result = answer(capsys, [*command[: command.index("--out")], "judge.rule=tiny", *place])
     looked_at = [one for one in result["sites"] if "freed" in one["terms"]]
     told = Route.load(result["file"]).options["judged"]
     assert told["sites"] and {one["site"] for one in looked_at} == set(told["sites"]) < set(SITES)
@@ -197,7 +197,12 @@ def test_with_a_judge_whole_images_are_drawn_at_a_few_sites_within_the_same_budg
     assert "freed, lost: of whole images" in verb.table(result)
 
 
-def test_no_model_but_the_tiny_ones_has_a_judge_here(result):
+def test_an_unknown_judge_is_told_before_anything_is_drawn(command, monkeypatch, capsys):
+    monkeypatch.setattr(Recipe, "pipeline", lambda _: pytest.fail("a model was loaded"))
+    assert "judge.rule: there is no 'nudnet'" in error(capsys, [*command, "judge.rule=nudnet"])
+
+
+def test_another_model_has_no_judge_unless_one_is_named(result):
     assert Route.load(result["file"]).options["judged"].startswith("none")
     assert not any("freed" in one["terms"] for one in result["sites"])
 

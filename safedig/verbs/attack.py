@@ -27,7 +27,8 @@ from safedig.progress import say
 from safedig.recipes import Attacking, Evaluating, Recipe
 from safedig.storage import write_atomically
 from safedig.verbs import Options
-from safedig.verbs.evaluate import QUICK, contest_of, jury_of, methods_of, seed_of, targets_of
+from safedig.verbs.evaluate import QUICK, contest_of, methods_of, seed_of, targets_of
+from safedig.verbs.judges import jury_of
 
 OURS = "ours"
 QUICK_PROMPTS, QUICK_PASSES = 8, 256

@@ -23,7 +23,7 @@ from safedig.storage import write_atomically
 from safedig.verbs import Options
 from safedig.verbs.calibrate_bench import Bench
 from safedig.verbs.calibrate_table import row, table, told
-from safedig.verbs.evaluate import jury_of
+from safedig.verbs.judges import jury_of
 
 __all__ = ["run", "table"]
 

@@ -14,9 +14,8 @@ from safedig.evaluation import report
 from safedig.evaluation.bank import Bank, bank_of
 from safedig.evaluation.contest import UNSTEERED, Contest, Held
 from safedig.evaluation.curriculum import Curriculum
-from safedig.evaluation.jury import TINY, Judging, Jury, jury
+from safedig.evaluation.jury import Jury
 from safedig.evaluation.methods import METHODS, UNLESS_ASKED, Lesson
-from safedig.evaluation.presets import PRESETS
 from safedig.evaluation.records import circumstances
 from safedig.evaluation.scoreboard import scoreboard
 from safedig.model_folders import SHIPPED
@@ -26,6 +25,7 @@ from safedig.recipes import Evaluating, Recipe
 from safedig.storage import write_atomically
 from safedig.verbs import Options
 from safedig.verbs.evaluate_figures import write_figures
+from safedig.verbs.judges import jury_of
 
 QUICK = {"pairs": 48, "stand_ins": 48, "tried": 48}
 
@@ -100,17 +100,6 @@ def contest_of(
     chosen = [METHODS[name] for name in methods]
     tried, asked = curriculum.tried(), curriculum.asked()
     return Contest(lesson, chosen, tried, asked, looks, out, manifest, wishes.budget, wishes.goal)
-
-
-def jury_of(recipe: Recipe, options: Options) -> Jury:
-    """The recipe's judges. The tiny world's reads scenes of pictograms: of others it is told that it cannot."""
-    found = jury(recipe.judge)
-    if (recipe.judge or Judging()).rule == TINY and (recipe.model not in SHIPPED or options.prompts is not None):
-        say(
-            "Pictures are judged as scenes of the tiny world: what is none of them counts as unrecognised. For "
-            f"photographs give --prompts FILE and judge.rule=NAME ({', '.join(PRESETS)})."
-        )
-    return found
 
 
 def targets_of(wishes: Evaluating, options: Options, bank: Bank) -> list[str]:

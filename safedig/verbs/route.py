@@ -8,9 +8,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float
-from torch import Tensor
-
 from safedig.activations import processes
 from safedig.activations.address import StoreError
 from safedig.activations.record import record
@@ -32,6 +29,7 @@ from safedig.routing.statistics import collect
 from safedig.routing_figures import routing_map
 from safedig.sites import Site, places, resolve
 from safedig.verbs import Options
+from safedig.verbs.judges import jury_of
 from safedig.verbs.route_table import table, told
 
 __all__ = ["run", "table"]
@@ -45,6 +43,7 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     """Record, try the sites on the model, rank them, and write the ranking with its picture; {} if not the first."""
     asked = recipe.route or Routing()
     scorer_of(asked.scorer)  # a wrong name is told before anything is drawn
+    looks = jury_of(recipe, options) if recipe.model in SHIPPED or recipe.judge else None
     if recipe.device == "auto":
         recipe = dataclasses.replace(recipe, device=str(processes.device()))
     stored = None if options.store is None else _stored(options.store)
@@ -58,10 +57,11 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     share = processes.Share.of_this_process()
     statistics = collect(activations, share=share)
     spend = int(asked.budget * len(rows) * drawing.steps * (1 + guided(pipe, drawing)))
-    seen = recipe.model in SHIPPED  # by a judge of whole images
     checking = {"drawing": drawing, "share": share}
-    effects = _effects(pipe, rows, there, source, asked.pairs, int(spend * (1 - _JUDGED * seen)), checking)
-    judging = Judging(_judge, budget=spend - effects.forwards, **checking) if seen and effects else None
+    effects = _effects(
+        pipe, rows, there, source, asked.pairs, int(spend * (1 - _JUDGED * (looks is not None))), checking
+    )
+    judging = Judging(looks.labels, budget=spend - effects.forwards, **checking) if looks and effects else None
     ranking = route(
         pipe if effects else None,
         statistics,
@@ -121,13 +121,6 @@ def _effects(
     if not _paired(rows):
         return None
     return interchange(pipe, rows, there, source=source, pairs=pairs, budget=budget, **checking)
-
-
-def _judge(images: Float[Tensor, "image 3 height width"], rows: list[Row]) -> list[str]:
-    """What the tiny world's judge calls each image."""
-    from safedig.tiny import judge
-
-    return [one["label"] for one in judge(images, asked=rows)]
 
 
 def _paired(rows: list[Row]) -> bool:
