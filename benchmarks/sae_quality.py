@@ -23,8 +23,8 @@ from safedig.sites import Site, stage
 
 TEXT = ["txt.embed", "pooled.embed"]
 IMAGE = {
-    "tiny-flux": ["transformer_blocks.1.img.resid_post", "single_transformer_blocks.1.img.resid_post"],
-    "tiny-sd3": ["transformer_blocks.3.img.resid_post", "img.final"],
+    "tiny-flux": ["transformer_blocks.2.img.resid_post", "single_transformer_blocks.1.img.resid_post"],
+    "tiny-sd3": ["transformer_blocks.5.img.resid_post", "img.final"],
 }
 GOALS = {"text": 0.03, "bind": 0.10, "render": 0.10}  # FVU, by stage
 WIDTHS = {"pooled": 2, "txt": 2, "img": 16}  # expansion, by stream: a prompt has one pooled vector, hundreds of tokens
