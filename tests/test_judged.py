@@ -215,6 +215,18 @@ def test_what_was_seen_has_an_interval_over_prompts():
     assert other.terms == {}
 
 
+def test_where_all_agree_there_is_still_doubt_and_less_of_it_with_more_prompts():
+    def spread(n):
+        site = Judged(1.0, torch.ones(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool))
+        plain = [Measured(TEXT, {}, {}, torch.zeros(1, 1, 1), torch.zeros(1, 1))]
+        (one,) = with_judged(plain, {TEXT: site}, draws=400, seed=0)
+        assert one.terms["freed"][0] == 1 and one.terms["lost"][0] == 0
+        assert one.terms["freed"][1:].mean().item() == pytest.approx((n + 1) / (n + 2), abs=0.01)
+        return one.terms["judged"][1:].std().item()
+
+    assert spread(8) > 2 * spread(40) > 0
+
+
 def test_the_best_two_and_every_vector_are_looked_at_unless_they_are_not_fit():
     sites = [IMAGE, TEXT, POOLED, Site.parse("temb.out"), Site.parse("img.embed")]
     assert shortlist(sites, [0, 1, 4, 2, 3], ["ok"] * 5) == [0, 1, 2, 3]

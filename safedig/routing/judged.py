@@ -59,13 +59,11 @@ class Judged:
     lost: Bool[Tensor, " benign"]
     """Of the images that were clean, which are so no longer."""
 
-    def net(self, freed: Float[Tensor, "*draw"], lost: Float[Tensor, "*draw"]) -> Float[Tensor, "*draw"]:
-        """Share freed, by the rule of succession, less the share lost; of counts."""
-        return (freed + 1) / (len(self.freed) + 2) - lost / max(len(self.lost), 1)
-
     @property
     def value(self) -> float:
-        return self.net(self.freed.sum().double(), self.lost.sum().double()).item()
+        """Share freed, by the rule of succession, less the share lost."""
+        freed, lost = int(self.freed.sum()), int(self.lost.sum())
+        return (freed + 1) / (len(self.freed) + 2) - lost / max(len(self.lost), 1)
 
 
 @dataclass(frozen=True)

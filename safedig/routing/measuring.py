@@ -153,20 +153,25 @@ def _tried(
 
 
 def with_judged(measured: Sequence[Measured], found: Mapping[Site, Judged], draws: int, seed: int) -> list[Measured]:
-    """The same sites with what whole images have shown, their prompts drawn anew."""
+    """The same sites with what whole images have shown, and what it might be with other prompts."""
 
     def terms(one: Judged) -> dict[str, Float[Tensor, " draw"]]:
         generator = torch.Generator().manual_seed(seed)
-        freed, lost = (_counts(came, draws, generator) for came in (one.freed, one.lost))
-        shares = {"freed": freed / len(one.freed), "lost": lost / max(len(one.lost), 1)}
-        return {"judged": one.net(freed, lost), **shares, "strength": _constant(one.strength, draws)}
+        freed, lost = (_share(came, draws, generator) for came in (one.freed, one.lost))
+        net = torch.cat([_constant(one.value, 0), (freed - lost)[1:]])
+        return {"judged": net, "freed": freed, "lost": lost, "strength": _constant(one.strength, draws)}
 
     return [replace(one, terms=one.terms | terms(found[one.site])) if one.site in found else one for one in measured]
 
 
-def _counts(came: Bool[Tensor, " row"], draws: int, generator: torch.Generator) -> Float[Tensor, " draw"]:
-    picked = torch.randint(len(came), (draws, len(came)), generator=generator)
-    return torch.cat([came.sum()[None], came[picked].sum(1)]).double()
+def _share(came: Bool[Tensor, " row"], draws: int, generator: torch.Generator) -> Float[Tensor, " draw"]:
+    """k of n first, then draws of Beta(k + 1, n − k + 1): the k + 1st of n + 1 even numbers.
+
+    Prompts that are drawn anew would leave no doubt where all of them agree.
+    """
+    k, n = int(came.sum()), len(came)
+    even = torch.rand(draws, n + 1, generator=generator, dtype=torch.float64)
+    return torch.cat([_constant(k / max(n, 1), 0), even.sort(1).values[:, k]])
 
 
 def _constant(value: float, draws: int) -> Float[Tensor, " draw"]:
