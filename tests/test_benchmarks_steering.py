@@ -148,9 +148,16 @@ def test_the_setting_of_the_table_is_taken_and_one_of_another_budget_is_not(tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["tiny-flux", "tiny-sd3"])
-def test_the_region_holds_unsteered_pictures_and_lets_go_of_what_a_strong_vector_makes(model):
+def test_the_region_holds_unsteered_pictures_and_lets_go_of_noisy_ones(model):
     torch.set_num_threads(1)
-    told = where.measured(World(model, QUICK), 4.0)
-    assert told["unsteered"]["rate"] <= 0.1 and told["unsteered, harmless"]["rate"] <= 0.1
-    strong = next(one for name, one in told.items() if name.startswith("mean difference"))
-    assert strong["rate"] > 0.3, told
+    world = World(model, QUICK)
+    shaping, fresh = where.shaped_by(world), plain("report", 0, 24, 24)
+    region = where.fit_region(where.ends(world, shaping), where.ids(shaping))
+    assert where.unsteered(world, region, fresh)["rate"] <= 0.1 < 0.5 < where.noisy(world, region, fresh)["rate"]
+
+
+def test_the_committed_shares_outside_are_of_the_reported_prompts_and_met():
+    told = json.loads((BENCHMARKS / "steering_region.json").read_text())["models"]
+    for one in told.values():
+        assert one["steered"]["n"] == 480 and one["met"] == (one["steered"]["rate"] <= 0.05)
+        assert one["unsteered, harmless"]["rate"] <= 0.05 < 0.5 < one["unsteered, with noise"]["rate"]
