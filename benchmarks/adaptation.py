@@ -238,13 +238,13 @@ def on_paper(d_sae: int, d_in: int, rows: int, l0: int) -> dict[str, float]:
         "W_enc, W_dec": 2 * matrix,
         "Zᵀ X of target and source": 2 * matrix,
         "new W_dec": matrix,
-        "vectors of 512 columns (12)": 12 * columns,
+        "vectors of 512 columns (13)": 13 * columns,
         f"codes of {rows:,} rows, L0 {l0}: as they are, of the features that fire, and transposed": 24
         * rows
         * l0
         / 1e9,
         "held-out rows": 2 * 4096 * d_in * 4 / 1e9,
-        "dense codes and products of a block": 6 * 2**24 * 4 / 1e9,
+        "dense codes and products of a block": 6 * 2**21 * 4 / 1e9,
     }
     return {name: round(value, 3) for name, value in terms.items()} | {"together": round(sum(terms.values()), 3)}
 

@@ -24,6 +24,16 @@ def sae(seed: int = 0) -> SparseAutoencoder:
     return SparseAutoencoder(encoder, Decoder(rough, torch.zeros(D_IN)), {"model": "fingerprint", "site": str(SITE)})
 
 
+def overgrown(features: int = 300) -> SparseAutoencoder:
+    """Far more features than these rows can tell apart, beside a decoder that is not bad."""
+    generator = torch.Generator().manual_seed(4)
+    W_enc = normalize(torch.randn(D_IN, features, generator=generator), dim=0)
+    encoder = ThresholdEncoder(W_enc, torch.zeros(features), torch.full((features,), 0.9))
+    return SparseAutoencoder(
+        encoder, Decoder(W_enc.T / 10, torch.zeros(D_IN)), {"model": "fingerprint", "site": str(SITE)}
+    )
+
+
 def source(rows: int = PROMPTS * TOKENS, seed: int = 1) -> torch.Tensor:
     """Rows of two atoms each, with noise."""
     generator = torch.Generator().manual_seed(seed)

@@ -13,7 +13,21 @@ from safedig.adaptation.report import moved, quality
 from safedig.config import UsageError
 from safedig.features import Features
 from safedig.sae.model import Decoder, ThresholdEncoder, TopKEncoder
-from tests.domains import D_IN, D_SAE, OTHER, SILENT, SITE, TURNED, fvu, recording, sae, source, target
+from tests.domains import (
+    D_IN,
+    D_SAE,
+    OTHER,
+    SILENT,
+    SITE,
+    TOKENS,
+    TURNED,
+    fvu,
+    overgrown,
+    recording,
+    sae,
+    source,
+    target,
+)
 
 
 def adapted(x=None, y=None, **options):
@@ -53,6 +67,18 @@ def test_control_without_the_source_there_is_no_telling_and_the_decoder_moves():
 def test_least_gain_decides():
     assert adapted(source(), least_gain=-math.inf).metadata["adaptation"]["kept"] is False
     assert adapted(least_gain=0.99).metadata["adaptation"]["kept"] is True
+
+
+def test_what_makes_the_target_worse_is_not_taken_though_the_source_loses_more():
+    """Too few rows for too many features, and nothing that holds them: the fit is by heart."""
+    of = overgrown()
+    few, other = recording(target(6 * TOKENS)), recording(source(8 * TOKENS))
+    after = adapt({SITE: of}, few, replay=other, share=0.0, pseudo_count=0.01)[SITE]
+    report = after.metadata["adaptation"]
+    assert report["gain"]["source"] < report["gain"]["target"] - 0.01 < -0.02  # it gains beyond what the source does
+    assert report["kept"] and torch.equal(after.decoder.W_dec, of.decoder.W_dec)
+    moved = adapt({SITE: of}, recording(target()), replay=recording(source()))[SITE]
+    assert not moved.metadata["adaptation"]["kept"]  # control
 
 
 def test_replay_keeps_the_source_alive():

@@ -7,11 +7,11 @@ from safedig.adaptation import solve as solving
 from safedig.adaptation import statistics as summing
 from safedig.adaptation.codes import SparseCodes, encoded, joined
 from safedig.adaptation.descent import descend
-from safedig.adaptation.solve import Mixture, solve
+from safedig.adaptation.solve import HeldOut, Mixture, solve
 from safedig.adaptation.statistics import Statistics
 from safedig.config import UsageError
 from safedig.sae.model import Decoder, SparseAutoencoder, TopKEncoder
-from tests.domains import D_IN, D_SAE, fvu, sae, source, target
+from tests.domains import D_IN, D_SAE, fvu, overgrown, sae, source, target
 
 RNG = torch.Generator().manual_seed(3)
 
@@ -205,6 +205,50 @@ def test_without_a_ridge_a_singular_problem_is_still_solved():
     )
     found = solve(Mixture(sums(source(), twice)), twice.decoder, 0.0).decoder
     assert found.W_dec.isfinite().all() and fvu(twice.with_decoder(found), source()) <= fvu(twice, source())
+
+
+# ---- held-out rows
+
+
+def held_out(of, x):
+    parts = list(encoded(of, x))
+    return HeldOut(torch.cat([a for a, _ in parts]), joined([z for _, z in parts]))
+
+
+def test_what_a_change_leaves_of_held_out_rows_is_what_the_decoder_would_leave():
+    x, fresh = target(), target(300, seed=9)
+    mixture = Mixture(sums(x), sums(source()), 0.2)
+    solved = torch.rand(D_SAE, generator=RNG) > 0.3
+    change = torch.randn(int(solved.sum()), D_IN, generator=RNG)
+    W = sae().decoder.W_dec.clone()
+    W[solved] += change
+    left = fresh - Decoder(W, mixture.bias(W))(sae().encode(fresh))
+    columns = slice(3, 9)
+    error = held_out(sae(), fresh).error(mixture, sae().decoder.W_dec, solved, columns)
+    assert error(change[:, columns].contiguous()) == pytest.approx(left[:, columns].square().sum().item(), rel=1e-4)
+
+
+def test_gradients_stop_before_what_is_rare_is_learnt_by_heart(kept_codes):
+    of, x = overgrown(), target(150)
+    mixture = Mixture(sums(x, of))
+    plain = solve(mixture, of.decoder, 0.0)
+    stopped = solve(mixture, of.decoder, 0.0, held_out(of, target(300, seed=9)))
+    fresh = target(1000, seed=10)
+    before, heart, early = (fvu(of.with_decoder(one), fresh) for one in (of.decoder, plain.decoder, stopped.decoder))
+    assert early < before and early < heart / 2, (before, heart, early)
+    assert stopped.iterations < plain.iterations / 2
+    assert fvu(of.with_decoder(plain.decoder), x) < fvu(of.with_decoder(stopped.decoder), x)  # control
+
+
+def test_where_no_step_helps_none_is_taken(kept_codes):
+    """Held-out rows that the decoder explains already, beside others to be fitted that have nothing to do with it."""
+    of = sae()
+    mixture = Mixture(sums(3 * torch.randn(200, D_IN, generator=RNG), of))
+    z = of.encode(target(300))
+    known = HeldOut(Decoder(of.decoder.W_dec, mixture.bias(of.decoder.W_dec))(z), SparseCodes.of(z))
+    found = solve(mixture, of.decoder, 0.0, known)
+    assert found.iterations == 0 and torch.equal(found.decoder.W_dec, of.decoder.W_dec)
+    assert solve(mixture, of.decoder, 0.0).iterations > 0  # control
 
 
 # ---- against gradient descent

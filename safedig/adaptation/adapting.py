@@ -42,8 +42,9 @@ def adapt(
     `features` to what harm adds (see `fit_contrast`) and sets the others to 0.
 
     A decoder moves for the sake of the domain alone: with `replay`, it stays what it was unless held-out prompts of
-    the target gain at least `least_gain` of their FVU beyond what the source's gain from the very same decoder. What
-    both gain is unfinished training. Without `replay` the two cannot be told apart, and the decoder always moves.
+    the target gain at least `least_gain` of their FVU, and as much beyond what the source's gain from the very same
+    decoder. What both gain is unfinished training. Without `replay` the two cannot be told apart, and the decoder
+    always moves. Half of the held-out rows are measured on; by the others conjugate gradients stop (solve.py).
 
     With `align_mean`, which needs `replay` and another pass, the encoder reads the target about the source's mean: the
     decoder then holds a `centre`, and the codes are no longer those of the source. SAEs of `fine_tune` are measured

@@ -11,7 +11,7 @@ from torch.nn.functional import embedding_bag
 
 from ..sae.model import SparseAutoencoder
 
-_DENSE = 2**24  # codes that are held densely at once, 64 MB
+_DENSE = 2**21  # codes that are held densely at once, 8 MB: what fits a cache, and memory that is used again
 _ROWS = 2048  # rows encoded at once at most: what float32 sums before float64 goes on
 _BLOCK = 2**25  # codes of a block of columns, held densely while their products are taken, 128 MB
 
@@ -27,8 +27,9 @@ class SparseCodes:
 
     @classmethod
     def of(cls, z: Float[Tensor, "rows d_sae"]) -> "SparseCodes":
-        row, index = z.nonzero(as_tuple=True)
-        return cls(_starts(row, len(z)), index.int(), z[row, index], z.shape[1])
+        place = _where(z.flatten() != 0)
+        row, index = place // z.shape[1], place % z.shape[1]
+        return cls(_starts(row, len(z)), index.int(), z.flatten()[place], z.shape[1])
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -81,10 +82,10 @@ class SparseCodes:
 
 
 def encoded(sae: SparseAutoencoder, a: Float[Tensor, "rows d_in"]) -> Iterator[tuple[Tensor, SparseCodes]]:
-    """The rows in float32, on the encoder's device, and their codes, as many at once as are held densely."""
-    for part in a.split(min(_ROWS, max(1, _DENSE // sae.d_sae))):
+    """The rows in float32, on the encoder's device, and their codes, so many at once as are summed in float32."""
+    for part in a.split(_ROWS):
         x = part.to(sae.encoder.W_enc.device).float()
-        yield x, SparseCodes.of(sae.encode(x))
+        yield x, joined([SparseCodes.of(sae.encode(some)) for some in x.split(max(1, _DENSE // sae.d_sae))])
 
 
 def joined(parts: list[SparseCodes]) -> SparseCodes:
@@ -94,6 +95,13 @@ def joined(parts: list[SparseCodes]) -> SparseCodes:
     starts = _cumulative(torch.cat([part.starts.diff() for part in parts])).int()
     index, value = (torch.cat([getattr(part, name) for part in parts]) for name in ("index", "value"))
     return SparseCodes(starts, index, value, parts[0].width)
+
+
+def _where(mask: Bool[Tensor, " n"]) -> Int[Tensor, " true"]:
+    """On a CPU NumPy finds the few that are true many times faster than torch's `nonzero`."""
+    if mask.device.type != "cpu":
+        return mask.nonzero()[:, 0]
+    return torch.from_numpy(mask.numpy().nonzero()[0])
 
 
 def _starts(row: Int[Tensor, " active"], rows: int) -> Int[Tensor, " rows_and_1"]:

@@ -14,9 +14,9 @@ from ..config import UsageError
 from ..features import Features
 from ..progress import say
 from ..sae.model import Decoder, SparseAutoencoder
-from .codes import encoded
+from .codes import encoded, joined
 from .report import moved, quality
-from .solve import FEWEST, Mixture, Solution, solve
+from .solve import FEWEST, HeldOut, Mixture, Solution, solve
 from .statistics import Statistics
 
 _MEASURED = 4096  # rows of a domain that are held in memory to measure on
@@ -66,7 +66,16 @@ class Domain:
             self.statistics.update(part, z)
 
     def measured(self) -> Float[Tensor, "rows d_in"]:
-        return self._measured.rows()
+        """Half of the rows that are held out; all, where nothing could be."""
+        return self._measured.rows()[1::2] if self.held_out else self._measured.rows()
+
+    def stopping(self) -> HeldOut | None:
+        """The other half, as the encoder reads them."""
+        if not self.held_out:
+            return None
+        x = self._measured.rows()[::2]
+        parts = list(encoded(self.sae, x if self.centre is None else x - self.centre))
+        return HeldOut(torch.cat([part for part, _ in parts]), joined([z for _, z in parts])) if parts else None
 
     def check(self, name: str) -> None:
         """Before anything is solved: there must be rows, and hardly any that are no numbers."""
@@ -99,7 +108,7 @@ class Refit:
             self.source.check("source")
         source = None if self.source is None else self.source.statistics
         mixture = Mixture(self.target.statistics, source, self.ridge.share)
-        solution = solve(mixture, self.sae.decoder, self.ridge.pseudo_count)
+        solution = solve(mixture, self.sae.decoder, self.ridge.pseudo_count, self.target.stopping())
         adapted = _uncentred(solution.decoder, self.target.centre)
         bias_only = _uncentred(
             replace(self.sae.decoder, b_dec=mixture.bias(self.sae.decoder.W_dec)), self.target.centre
@@ -107,7 +116,7 @@ class Refit:
         tables = self._tables({"zero_shot": self.sae.decoder, "bias_only": bias_only, "adapted": adapted})
         gains = {name: _gain(table) for name, table in tables.items()}
         beyond = gains["target"] - gains.get("source", 0.0)
-        keeps = self.source is not None and beyond < self.ridge.least_gain
+        keeps = self.source is not None and min(beyond, gains["target"]) < self.ridge.least_gain
         if keeps:
             say(
                 f"{self.sae.metadata.get('site', 'A site')}: the source's decoder stays, as the target gains "
