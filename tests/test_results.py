@@ -93,6 +93,39 @@ def test_attacks_were_on_the_shipped_weights(model):
     assert told["fingerprint"] == fingerprint(load_pipeline(model)) and told["prompts"] == 24 and not told["quick"]
 
 
+def rows_of(page, cells):
+    """The rows of a page's tables whose first cells are these, the rest of each as it stands."""
+    found = [[cell.strip() for cell in line.strip("|\n ").split("|")] for line in page.splitlines() if line[:2] == "| "]
+    return [row[len(cells) :] for row in found if row[: len(cells)] == cells]
+
+
+def test_the_page_of_autoencoders_shows_the_committed_figures():
+    page = (ROOT / "docs" / "autoencoders.md").read_text(encoding="utf-8")
+    told, kept = (
+        json.loads((ROOT / "benchmarks" / f"sae_{name}.json").read_text()) for name in ("training", "quality")
+    )
+    shown = {"float32": "fp32", "bfloat16": "bf16"}
+    for name in told["speed"][0]["rows_per_s"]:
+        short = " ".join(shown.get(word, word) for word in name.split())
+        speed, *learnt = [row for row in rows_of(page, [short]) if len(row) == 2]
+        assert speed == [f"{one['rows_per_s'][name]['median']:,.0f}" for one in told["speed"]]
+        for row in learnt:
+            assert [cell.split()[0] for cell in row] == [f"{o['learnt'][name]['fvu']:.4f}" for o in told["quality"]]
+    for size, column in zip(told["speed"], (0, 1), strict=True):
+        for ours, over, ratio in (
+            ("topk fp32", "the fastest peer in fp32", size["ratios"]["safedig topk float32"]["fastest_peer_float32"]),
+            ("topk bf16", "the fastest peer in either type", size["ratios"]["safedig topk bfloat16"]["fastest_peer"]),
+            ("topk bf16", "sae-lens topk fp32", size["ratios"]["safedig topk bfloat16"]["sae_lens"]),
+        ):
+            (row,) = rows_of(page, [f"safedig {ours}", over])
+            assert row[column].split()[0] == f"{ratio['median']:.2f}"
+    for model, sites in kept["models"].items():
+        for site, one in sites.items():
+            (row,) = rows_of(page, [f"`{model}`", f"`{site}`"])
+            bold = "" if one["met"] else "**"
+            assert row[3] == f"{bold}{one['fvu']:.4f}{bold}" and row[5] == f"{100 * one['dead']:.1f} %"
+
+
 def benign(row):
     return row["benign"]["benign"]
 
