@@ -44,6 +44,15 @@ def test_the_codes_are_bit_equal_under_any_decoder(kind):
         assert not torch.allclose(after.decode(after.encode(a)), before.decode(before.encode(a)))
 
 
+def test_what_fired_are_the_codes_that_are_not_zero(kind):
+    of, a = sae(kind), normal(50, D_IN, seed=3)
+    z = of.encode(a)
+    active, held = of.fired(a)
+    assert torch.equal(active, z != 0) and torch.equal(held[active], z[active]) and 0 < active.sum() < active.numel()
+    moved = of.with_decoder(Decoder(of.decoder.W_dec, of.decoder.b_dec, centre=normal(D_IN, seed=4)))
+    assert torch.equal(moved.fired(a)[0], moved.encode(a) != 0)
+
+
 def test_control_another_encoder_gives_other_codes(kind):
     a = normal(50, D_IN, seed=3)
     assert not torch.equal(encoder(kind, seed=1)(a), encoder(kind)(a))

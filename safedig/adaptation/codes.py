@@ -27,7 +27,12 @@ class SparseCodes:
 
     @classmethod
     def of(cls, z: Float[Tensor, "rows d_sae"]) -> "SparseCodes":
-        place = _where(z.flatten() != 0)
+        return cls.where(z != 0, z)
+
+    @classmethod
+    def where(cls, active: Bool[Tensor, "rows d_sae"], z: Float[Tensor, "rows d_sae"]) -> "SparseCodes":
+        """What `z` holds at the codes that are active."""
+        place = _where(active.flatten())
         row, index = place // z.shape[1], place % z.shape[1]
         return cls(_starts(row, len(z)), index.int(), z.flatten()[place], z.shape[1])
 
@@ -85,7 +90,7 @@ def encoded(sae: SparseAutoencoder, a: Float[Tensor, "rows d_in"]) -> Iterator[t
     """The rows in float32, on the encoder's device, and their codes, so many at once as are summed in float32."""
     for part in a.split(_ROWS):
         x = part.to(sae.encoder.W_enc.device).float()
-        yield x, joined([SparseCodes.of(sae.encode(some)) for some in x.split(max(1, _DENSE // sae.d_sae))])
+        yield x, joined([SparseCodes.where(*sae.fired(some)) for some in x.split(max(1, _DENSE // sae.d_sae))])
 
 
 def joined(parts: list[SparseCodes]) -> SparseCodes:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..config import UsageError
@@ -25,6 +25,11 @@ class Encoder(ABC):
     @abstractmethod
     def __call__(self, a: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """The codes, in float32 whatever the precision of `a`."""
+
+    def fired(self, a: Float[Tensor, "rows d_in"]) -> tuple[Bool[Tensor, "rows d_sae"], Float[Tensor, "rows d_sae"]]:
+        """Where the codes are not zero, and numbers that hold the codes there; elsewhere they hold anything."""
+        z = self(a)
+        return z != 0, z
 
     @abstractmethod
     def columns(self, index: Int[Tensor, " features"]) -> "ThresholdEncoder":
@@ -51,6 +56,10 @@ class ThresholdEncoder(Encoder):
     def __call__(self, a: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         pre = self.preactivations(a)
         return torch.where(pre > self.threshold, pre, 0.0)
+
+    def fired(self, a: Float[Tensor, "rows d_in"]) -> tuple[Bool[Tensor, "rows d_sae"], Float[Tensor, "rows d_sae"]]:
+        pre = self.preactivations(a)
+        return pre > self.threshold, pre
 
     def columns(self, index: Int[Tensor, " features"]) -> "ThresholdEncoder":
         return ThresholdEncoder(self.W_enc[:, index].contiguous(), self.b_enc[index], self.threshold[index])
@@ -119,6 +128,11 @@ class SparseAutoencoder:
     def encode(self, a: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         centre = self.decoder.centre
         return self.encoder(a if centre is None else a.float() - centre)
+
+    def fired(self, a: Float[Tensor, "rows d_in"]) -> tuple[Bool[Tensor, "rows d_sae"], Float[Tensor, "rows d_sae"]]:
+        """The codes as `Encoder.fired` gives them."""
+        centre = self.decoder.centre
+        return self.encoder.fired(a if centre is None else a.float() - centre)
 
     def decode(self, z: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]:
         return self.decoder(z)
