@@ -85,7 +85,7 @@ def test_who_knows_the_gates_ends_below_them_and_who_does_not_stays_above(ours):
     start = encode(ours.pipe, [ROW["prompt"]], 16)
     ends = {}
     for knows in (True, False):
-        batches = islice(descent(ours, ROW, Objective(ours, ROW), start, 15, 0.1, knows_gates=knows), 3)
+        batches = islice(descent(ours, ROW, Objective(ours, ROW), start, 15, 0.1, knows_gates=knows), 6)
         ends[knows] = loudness(ours, list(batches)[-1][0].text)
     assert loudness(ours, start) > 0.1 and ends[True] < 0.1 * loudness(ours, start) and ends[True] < ends[False]
 
