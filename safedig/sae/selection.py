@@ -25,10 +25,12 @@ def top_of_rows(scores: Shaped[Tensor, "batch d_sae"], k: int) -> Int[Tensor, "b
 
 def top_of_batch(scores: Shaped[Tensor, "batch d_sae"], n: int) -> Int[Tensor, " n"]:
     """Where in `scores.flatten()` the n largest of all are, in no order."""
+    # By topk throughout: prompts share tokens, so that rows are alike and codes tie, and which of them wins decides how
+    # a training goes on.
     batch, d_sae = scores.shape
     width = d_sae // GROUP
     if d_sae % GROUP or batch * width < NARROW * n // 2 or n == 0:
-        return _largest(scores.reshape(1, -1), n)[0]
+        return scores.flatten().topk(n, sorted=False).indices
     maxima = rearrange(scores, "batch (group width) -> batch group width", group=GROUP).amax(1)
     best = top_of_batch(maxima, n)
     floor = maxima.flatten()[best].min()  # n groups reach it, so n codes do
@@ -37,7 +39,7 @@ def top_of_batch(scores: Shaped[Tensor, "batch d_sae"], n: int) -> Int[Tensor, "
     if not floor.isnan():
         able = values >= floor
         places, values = places[able], values[able]
-    return places[_largest(values[None], n)[0]]
+    return places[values.topk(n, sorted=False).indices]
 
 
 def _largest(scores: Shaped[Tensor, "row n"], k: int) -> Int[Tensor, "row k"]:
