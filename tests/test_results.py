@@ -126,6 +126,17 @@ def test_the_page_of_autoencoders_shows_the_committed_figures():
             assert row[3] == f"{bold}{one['fvu']:.4f}{bold}" and row[5] == f"{100 * one['dead']:.1f} %"
 
 
+def test_the_page_of_adaptation_shows_the_committed_figures():
+    page = (ROOT / "docs" / "adaptation.md").read_text(encoding="utf-8")
+    for size, told in json.loads((ROOT / "benchmarks" / "adaptation.json").read_text())["sizes"].items():
+        assert told["source_moved"] == 0
+        for shift, one in told["shifts"].items():
+            (row,) = rows_of(page, [f"{int(size):,}", shift])
+            best = min(tried["fvu"] for tried in one["descent"].values())
+            ratios = f"{one['fvu_ratio']:.4f}", f"{one['descent_ratio']:.1f}", f"{one['retraining_ratio']:.1f}"
+            assert row == [f"{one['zero_shot']:.4f}", f"{best:.4f}", f"{one['fvu']:.4f}", *ratios]
+
+
 def benign(row):
     return row["benign"]["benign"]
 
