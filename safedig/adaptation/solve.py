@@ -107,11 +107,12 @@ class Normal:
         return total
 
 
+@dataclass(frozen=True, eq=False)
 class HeldOut:
     """Rows of the target that are not fitted: by them the gradients stop, before what is rare is learnt by heart."""
 
-    def __init__(self, x: Float[Tensor, "rows d_in"], z: SparseCodes):
-        self.x, self.z = x, z
+    x: Float[Tensor, "rows d_in"]
+    z: SparseCodes
 
     def error(
         self, mixture: Mixture, prior: Float[Tensor, "d_sae d_in"], solved: Bool[Tensor, " d_sae"], columns: slice
