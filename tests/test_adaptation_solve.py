@@ -62,7 +62,8 @@ def test_sparse_products_are_the_dense_ones():
     codes = SparseCodes.of(z)
     torch.testing.assert_close(codes.times(W), z @ W)
     torch.testing.assert_close(codes.moment(x), z.T @ x)
-    torch.testing.assert_close(codes.gram(), z.T @ z)
+    torch.testing.assert_close(codes.gram(), z.double().T @ z.double())
+    torch.testing.assert_close(codes._gram_in_blocks(), z.T @ z)
     assert codes.times(W.double()).dtype == torch.float64
 
 
@@ -205,6 +206,15 @@ def test_without_a_ridge_a_singular_problem_is_still_solved():
     )
     found = solve(Mixture(sums(source(), twice)), twice.decoder, 0.0).decoder
     assert found.W_dec.isfinite().all() and fvu(twice.with_decoder(found), source()) <= fvu(twice, source())
+
+
+def test_without_a_ridge_fewer_rows_than_features_are_still_solved():
+    of, x = overgrown(), target(150)
+    assert of.d_sae == 2 * len(x)
+    found = solve(Mixture(sums(x, of)), of.decoder, 0.0)
+    assert found.solver == "cholesky" and found.decoder.W_dec.isfinite().all()
+    adapted, fresh = of.with_decoder(found.decoder), target(300, seed=9)
+    assert fvu(adapted, x) < 0.05 < fvu(of, x) and fvu(adapted, fresh) < 1  # rows that were not fitted: no noise is
 
 
 # ---- held-out rows

@@ -64,6 +64,7 @@ DOORS = {
     "fsspec": ("activations/address.py",),
     "xxhash": ("activations/",),
     "scipy": (
+        "adaptation/codes.py",
         "evaluation/intervals.py",
         "evaluation/comparison.py",
         "evaluation/beta_binomial.py",

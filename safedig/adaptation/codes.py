@@ -49,7 +49,17 @@ class SparseCodes:
         return self.transposed.times(x)
 
     def gram(self) -> Float[Tensor, "d_sae d_sae"]:
-        """zᵀ·z in O(rows · l0 · d_sae), a block of columns at a time."""
+        """zᵀ·z in float64: on a CPU in O(rows · l0²), by SciPy."""
+        if self.value.device.type != "cpu":
+            return self._gram_in_blocks().double()
+        from scipy.sparse import csr_array
+
+        value, shape = self.value.double().numpy(), (len(self), self.width)
+        z = csr_array((value, self.index.numpy(), self.starts.numpy()), shape=shape)
+        return torch.from_numpy((z.T @ z).toarray())
+
+    def _gram_in_blocks(self) -> Float[Tensor, "d_sae d_sae"]:
+        """In O(rows · l0 · d_sae), a block of columns at a time."""
         gram = torch.empty(self.width, self.width, device=self.value.device)
         row, columns = self.rows(), max(64, _BLOCK // max(len(self), 1))
         for start in range(0, self.width, columns):

@@ -13,11 +13,11 @@ from .codes import SparseCodes, joined
 
 DENSEST = 8192
 """Features up to which Zᵀ Z is accumulated: 0.5 GB in float64."""
-_PENDING = 4  # rows a feature after which codes become part of Zᵀ Z: adding to it costs as much as reading it
+_PENDING = 16  # rows a feature after which codes become part of Zᵀ Z: adding to it costs as much as reading it
 
 
 class Statistics:
-    """Mutable sums; `update` costs O(rows · l0 · (d_in + d_sae)), without d_sae where the codes are kept.
+    """Mutable sums; `update` costs O(rows · l0 · (d_in + l0)), without the second l0 where the codes are kept.
 
     Memory: 8 · d_sae · (d_sae + d_in) bytes up to `DENSEST` features; above, 4 · d_sae · d_in, and 16 bytes a code.
     """
