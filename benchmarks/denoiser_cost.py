@@ -35,6 +35,7 @@ from safedig.tiny.scenes import Placed, Scene, random_pose, render_many
 
 D = 4096 * 64  # numbers in a FLUX latent of 1,024 × 1,024 pixels
 GATES = {"closed": -1e9, "open": 1e9}  # log β
+WINDOW = (0.78, 1.0)  # of σ: that in which the authors' code acts on SD3
 
 
 def main() -> None:
@@ -58,8 +59,10 @@ def drawing(model: str, negatives: int, rounds: int) -> dict[str, Any]:
     images = NegationSet.of(renders(negatives), pipe, cache=None)
     told: dict[str, Any] = {"negatives": negatives, "d": images.d}
     forced = {gate: Thresholds((1.0,), (0.0,), (log_beta,)) for gate, log_beta in GATES.items()}
-    for gate, threshold in {**forced, "its own": None}.items():
-        made = SafeDenoiser(images, 1e-3, kernel=Tempered(), threshold=threshold)
+    open_in_window = f"open from σ = {WINDOW[0]:g} on"
+    for gate, threshold in {**forced, open_in_window: forced["open"], "its own": None}.items():
+        sigmas = WINDOW if gate == open_in_window else (0.0, 1.0)
+        made = SafeDenoiser(images, 1e-3, sigmas=sigmas, kernel=Tempered(), threshold=threshold)
 
         def once(one: SafeDenoiser | None) -> float:
             with nullcontext() if one is None else one.apply(pipe):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from safedig.activations.record import record
 from safedig.routing.causal import interchange
-from safedig.routing.judged import Judging
+from safedig.routing.judged import ImageCheck
 from safedig.routing.ranking import INERT
 from safedig.routing.route import route
 from safedig.routing.routed import Route
@@ -49,9 +49,9 @@ def routes(world: World, budget: Budget) -> dict[str, Made]:
         source = [risk for risk in RISKS if risk != target]
         options: dict[str, Any] = {"drawing": world.drawing, "budget": int((1 - JUDGED) * SPENT)}
         effects = interchange(world.pipe, statistics.prompts, world.sites, source=source, **options)
-        judging = Judging(judge_of, drawing=world.drawing, budget=SPENT - effects.forwards)
+        image_check = ImageCheck(judge_of, drawing=world.drawing, budget=SPENT - effects.forwards)
         found[target] = Made(
-            route(world.pipe, statistics, source, [target], effects=effects, judging=judging, seed=budget.seed),
+            route(world.pipe, statistics, source, [target], effects=effects, image_check=image_check, seed=budget.seed),
             route(None, alone, source, [target], seed=budget.seed),
         )
     return found

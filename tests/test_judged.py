@@ -9,7 +9,7 @@ from safedig.activations.processes import Share
 from safedig.activations.record import record
 from safedig.pipelines import Drawing, draw, fingerprint, load_pipeline
 from safedig.prompts import as_rows
-from safedig.routing.judged import STRENGTHS, Judged, Judging, _Easel, judged
+from safedig.routing.judged import STRENGTHS, ImageCheck, Judged, _Easel, judged
 from safedig.routing.linear import Map, Moments, half, halves, linearity
 from safedig.routing.measuring import Measured, with_judged
 from safedig.routing.ranking import shortlist
@@ -46,7 +46,7 @@ DRAWING = Drawing(steps=4, guidance=3.0, height=32, width=32, max_sequence_lengt
 
 def asked(judge, **options):
     given = {"drawing": DRAWING, "pairs": 5, "benign": 5, "batch_size": 4} | options
-    return Judging(judge, **given)
+    return ImageCheck(judge, **given)
 
 
 def by_prompt(images, rows):
@@ -109,6 +109,35 @@ def test_the_strength_that_frees_most_net_of_what_it_loses_is_taken(pipe, rows, 
     planted[4.0] = (5, 4)
     one = judged(pipe, rows, {TEXT: (a_map(3),) * 2}, asked(by_prompt)).at[TEXT]
     assert one.strength == 1 and one.value == pytest.approx(3 / 7)
+
+
+@pytest.mark.parametrize(
+    ("planted", "drawn"),
+    [
+        ({1.0: (5, 0), 4.0: (5, 0)}, ["freed 1", "lost 1"]),  # no strong edit can do better
+        ({1.0: (2, 0), 4.0: (5, 0)}, ["freed 1", "lost 4", "freed 4"]),  # whatever the gentle one loses
+        ({1.0: (4, 0), 4.0: (5, 3)}, ["freed 1", "lost 4", "lost 1"]),  # it spoils too many to be tried further
+        ({1.0: (0, 0), 4.0: (0, 5)}, ["freed 1", "lost 4"]),  # nothing is gained: taken out is nothing
+        ({1.0: (4, 2), 4.0: (3, 1)}, ["freed 1", "lost 4", "lost 1", "freed 4"]),
+    ],
+)
+def test_what_cannot_become_the_best_is_not_followed_up(pipe, rows, monkeypatch, planted, drawn):
+    asked_for = []
+
+    def labels(self, some, site=None, maps=None, strength=0.0):
+        harmful = bool(some[0]["risk"])
+        if strength:
+            asked_for.append(f"{'freed' if harmful else 'lost'} {strength:g}")
+        good, bad = ("unsafe", "clean") if harmful else ("clean", "unrecognised")
+        count = planted[strength][0 if harmful else 1] if strength else 0
+        return [bad if at < count else good for at in range(len(some))]
+
+    monkeypatch.setattr(_Easel, "labels", labels)
+    one = judged(pipe, rows, {TEXT: (a_map(3),) * 2}, asked(by_prompt)).at[TEXT]
+    assert asked_for == drawn
+    worth = {strength: (freed + 1) / 7 - lost / 5 for strength, (freed, lost) in ({0.0: (0, 0)} | planted).items()}
+    assert one.value == pytest.approx(max(worth.values()))
+    assert one.strength == min(strength for strength, value in worth.items() if value == max(worth.values()))
 
 
 def test_a_prompt_is_edited_by_the_map_that_has_not_seen_it(pipe, rows):
@@ -250,7 +279,9 @@ def test_on_the_tiny_flux_the_pooled_vector_frees_images_that_its_velocity_hardl
         both = halves(statistics.at(site).moments, ["fire", "weapon"])
         assert both is not None
         maps[site] = (Map.of(both[0]), Map.of(both[1]))
-    judging = Judging(lambda images, some: [one["label"] for one in judge(images, asked=some)], pairs=12, benign=8)
-    found = judged(pipe, rows, maps, judging)
+    image_check = ImageCheck(
+        lambda images, some: [one["label"] for one in judge(images, asked=some)], pairs=12, benign=8
+    )
+    found = judged(pipe, rows, maps, image_check)
     assert found.at[POOLED].strength == 4 and found.at[POOLED].freed.double().mean() > 0.6
     assert not found.at[dead_text(pipe)[0]].freed.any()

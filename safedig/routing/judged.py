@@ -34,14 +34,14 @@ Maps = tuple[Map, Map]
 
 
 @dataclass(frozen=True)
-class Judging:
+class ImageCheck:
     """Who judges, of how many images, and what that may cost."""
 
     judge: Judge
     drawing: Drawing | None = None
     pairs: int = 16
     """Harmful prompts."""
-    benign: int = 16
+    benign: int = 8
     budget: int | None = None
     """Rows of the transformer; with it fewer prompts are tried."""
     batch_size: int = 16
@@ -78,20 +78,20 @@ class Judgements:
 
 
 @torch.no_grad()
-def judged(pipe: Any, prompts: Prompts, maps: Mapping[Site, Maps], judging: Judging) -> Judgements:
+def judged(pipe: Any, prompts: Prompts, maps: Mapping[Site, Maps], image_check: ImageCheck) -> Judgements:
     """Try each site by itself on some of these harmful prompts, of all domains in turn, and on benign ones.
 
     Images are drawn in half as many steps: twice as many of them say more. A strength is not followed up where it
-    cannot become the best: a gentle edit that frees no image need not be tried on benign ones, nor a strong one on
-    harmful prompts if it spoils too many of the benign. Nothing is tried where no image is unsafe, or the budget is too
-    small.
+    cannot become the best: a gentle edit that frees all and loses none leaves nothing to a strong one, and one that
+    spoils too many of the benign need not be tried on harmful prompts. Nothing is tried where no image is unsafe, or
+    the budget is too small.
     """
-    share, drawing = judging.share, judging.drawing or Drawing.of(pipe)
+    share, drawing = image_check.share, image_check.drawing or Drawing.of(pipe)
     drawing = replace(drawing, steps=min(drawing.steps, max(LEAST_STEPS, drawing.steps // 2)))
-    harmful, _, benign = chosen(prompts, judging.pairs)
+    harmful, _, benign = chosen(prompts, image_check.pairs)
     a_row = len(schedule(pipe, drawing)) * (1 + guided(pipe, drawing))
-    harmful, benign = _within(judging, harmful, benign[: judging.benign], len(maps), a_row)
-    easel = _Easel(pipe, drawing, judging)
+    harmful, benign = _within(image_check, harmful, benign[: image_check.benign], len(maps), a_row)
+    easel = _Easel(pipe, drawing, image_check)
     unsafe = [row for row, label in zip(harmful, easel.labels(harmful), strict=True) if label == "unsafe"]
     clean = [row for row, label in zip(benign, easel.labels(benign), strict=True) if label == "clean"]
     if not (unsafe and clean):
@@ -110,30 +110,51 @@ def judged(pipe: Any, prompts: Prompts, maps: Mapping[Site, Maps], judging: Judg
     return Judgements(found, len(unsafe), len(clean), (plain + edited) * a_row)
 
 
-def _within(judging: Judging, harmful: Rows, benign: Rows, sites: int, a_row: int) -> tuple[Rows, Rows]:
+def _within(image_check: ImageCheck, harmful: Rows, benign: Rows, sites: int, a_row: int) -> tuple[Rows, Rows]:
     """As many as the budget pays for if nothing is passed over; in the same proportion, and none if there are few."""
-    if judging.budget is None:
+    if image_check.budget is None:
         return harmful, benign
-    images = judging.budget // (a_row * (1 + len(STRENGTHS) * sites))
+    images = image_check.budget // (a_row * (1 + len(STRENGTHS) * sites))
     part = min(1.0, images / max(len(harmful) + len(benign), 1))
     counts = [int(part * len(rows)) for rows in (harmful, benign)]
     return (harmful[: counts[0]], benign[: counts[1]]) if min(counts) >= FEWEST else ([], [])
 
 
+@dataclass
+class _Try:
+    """One strength at one site; what has not been drawn yet is None."""
+
+    strength: float
+    freed: Bool[Tensor, " pair"] | None = None
+    lost: Bool[Tensor, " benign"] | None = None
+
+    def at_best(self, pairs: int, benign: int) -> Judged:
+        """All are freed and none is lost, as far as is not known."""
+        freed = torch.ones(pairs, dtype=torch.bool) if self.freed is None else self.freed
+        return Judged(self.strength, freed, torch.zeros(benign, dtype=torch.bool) if self.lost is None else self.lost)
+
+
 def _best(easel: "_Easel", site: Site, maps: Maps, unsafe: Rows, clean: Rows) -> Judged:
-    """At the strength that frees most, net of what it loses."""
-    best = Judged(0.0, torch.zeros(len(unsafe), dtype=torch.bool), torch.zeros(len(clean), dtype=torch.bool))
-    gentle, *stronger = STRENGTHS
-    freed = torch.tensor([label != "unsafe" for label in easel.labels(unsafe, site, maps, gentle)])
-    if freed.any():
-        lost = torch.tensor([label != "clean" for label in easel.labels(clean, site, maps, gentle)])
-        best = max(best, Judged(gentle, freed, lost), key=lambda one: one.value)
-    for strength in stronger:
-        lost = torch.tensor([label != "clean" for label in easel.labels(clean, site, maps, strength)])
-        if Judged(strength, torch.ones_like(freed), lost).value > best.value:
-            freed = torch.tensor([label != "unsafe" for label in easel.labels(unsafe, site, maps, strength)])
-            best = max(best, Judged(strength, freed, lost), key=lambda one: one.value)
-    return best
+    """At the strength that frees most, net of what it loses; of two that are as good, the gentler one.
+
+    What could still be the best is followed up first, so that the others need not be known to the end.
+    """
+
+    def changed(rows: Rows, label: str, strength: float) -> Bool[Tensor, " row"]:
+        return torch.tensor([one != label for one in easel.labels(rows, site, maps, strength)])
+
+    sizes = len(unsafe), len(clean)
+    unedited = _Try(0.0, *(torch.zeros(size, dtype=torch.bool) for size in sizes))
+    tries = [unedited, *(_Try(strength) for strength in STRENGTHS)]
+    while True:
+        first = max(tries, key=lambda one: one.at_best(*sizes).value)
+        strong = first.strength > min(STRENGTHS)  # and given up for what it loses; a gentle edit frees too few
+        if first.freed is None and (not strong or first.lost is not None):
+            first.freed = changed(unsafe, "unsafe", first.strength)
+        elif first.lost is None:
+            first.lost = changed(clean, "clean", first.strength)
+        else:
+            return first.at_best(*sizes)
 
 
 @dataclass
@@ -142,19 +163,19 @@ class _Easel:
 
     pipe: Any
     drawing: Drawing
-    judging: Judging
+    image_check: ImageCheck
     drawn: int = 0
 
     def labels(
         self, rows: Rows, site: Site | None = None, maps: Maps | None = None, strength: float = 0.0
     ) -> list[str]:
         labels: list[str] = []
-        size, self.drawn = self.judging.batch_size, self.drawn + len(rows)
+        size, self.drawn = self.image_check.batch_size, self.drawn + len(rows)
         for part in (rows[at : at + size] for at in range(0, len(rows), size)):
             functions = {} if site is None or maps is None else {site: _taking_out(part, maps, strength)}
             with attach(self.pipe, functions):
                 for asked, images in draw(self.pipe, part, drawing=self.drawing, batch_size=size):
-                    labels += self.judging.judge(images, [dict(row) for row in asked])
+                    labels += self.image_check.judge(images, [dict(row) for row in asked])
         return labels
 
 

@@ -15,7 +15,7 @@ from ..sites import Site, sites
 from . import power
 from .causal import Effects, interchange
 from .contrast import Contrast, Domains, contrast
-from .judged import STRENGTHS, Judgements, Judging, Maps, judged
+from .judged import STRENGTHS, ImageCheck, Judgements, Maps, judged
 from .linear import Map, halves
 from .measuring import Measured, measure, with_judged
 from .ranking import complementary, interval, order, shortlist, steadiness, verdict, window
@@ -37,7 +37,7 @@ def route(
     target: Domains | None = None,
     *,
     effects: Effects | None = None,
-    judging: Judging | None = None,
+    image_check: ImageCheck | None = None,
     scorer: str = "default",
     bootstrap: int = 200,
     seed: int = 0,
@@ -47,9 +47,9 @@ def route(
     `source` and `target` are names of risk domains or their prompts; without a target the source's domains are left
     out one at a time. Statistics that were collected before serve any number of rankings. The causal check is made on
     the recorded prompts unless its `effects` are given; with neither a pipeline nor effects it is left out. With
-    `judging` whole images of the target are drawn at the few sites that come first so, and at those of pooled vectors.
-    Sites that cannot be edited, or were not tried, are not ranked. `scorer` is a name of `scorers.SCORERS`, or criteria
-    joined by `*`. Too few prompts, an absent domain, or activations that are all alike are a `UsageError`.
+    `image_check` whole images of the target are drawn at the few sites that come first so, and at those of pooled
+    vectors. Sites that cannot be edited, or were not tried, are not ranked. `scorer` is a name of `scorers.SCORERS`, or
+    criteria joined by `*`. Too few prompts, an absent domain, or activations that are all alike are a `UsageError`.
     """
     rule = scorer_of(scorer)
     if bootstrap < _FEWEST_DRAWS:
@@ -63,10 +63,10 @@ def route(
     p = power.family_wise([one.apart for one in measured])
     said = [verdict(one, chance) for one, chance in zip(measured, p, strict=True)]
     looked_at = None
-    if judging is not None:
+    if image_check is not None:
         ranked = order(torch.stack([rule(one.terms) for one in measured]), said)
         maps = _maps(statistics, [measured[at].site for at in shortlist(candidates, ranked, said)], pairs)
-        looked_at = judged(pipe, _aimed_at(statistics, pairs), maps, judging) if maps else None
+        looked_at = judged(pipe, _aimed_at(statistics, pairs), maps, image_check) if maps else None
         measured = with_judged(measured, looked_at.at if looked_at else {}, bootstrap, seed)
     scores = torch.stack([rule(one.terms) for one in measured])
     ranked = order(scores, said)

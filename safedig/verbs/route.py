@@ -22,7 +22,7 @@ from safedig.progress import say
 from safedig.prompts import as_rows, load_prompts
 from safedig.recipes import Recipe, Recording, Routing
 from safedig.routing.causal import Effects, interchange
-from safedig.routing.judged import Judging
+from safedig.routing.judged import ImageCheck
 from safedig.routing.route import route
 from safedig.routing.scorers import scorer as scorer_of
 from safedig.routing.statistics import collect
@@ -61,14 +61,14 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     effects = _effects(
         pipe, rows, there, source, asked.pairs, int(spend * (1 - _JUDGED * (looks is not None))), checking
     )
-    judging = Judging(looks.labels, budget=spend - effects.forwards, **checking) if looks and effects else None
+    image_check = ImageCheck(looks.labels, budget=spend - effects.forwards, **checking) if looks and effects else None
     ranking = route(
         pipe if effects else None,
         statistics,
         source,
         target or None,
         effects=effects,
-        judging=judging,
+        image_check=image_check,
         scorer=asked.scorer,
         seed=recipe.seed,
     )
