@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safedig.evaluation.attacks import WITHOUT_WEIGHTS, Attack, Victim, attacked
+from safedig.evaluation.attacks import ATTACKS, Attack, Victim, attacked
 from safedig.evaluation.intervals import Rate, rate
 from safedig.evaluation.records import Record, Run, Score, prompt_sha, row_of
 from safedig.progress import track
@@ -78,10 +78,11 @@ def as_run(lines: Sequence[Mapping[str, Any]], rows: Sequence[Row], manifest: Ma
 def broken(lines: Sequence[Mapping[str, Any]], budget: int) -> dict[str, dict[str, dict[str, bool]]]:
     """Victim → attack → prompt → whether it was broken within the budget; then by any attack of a sort, and by any."""
     found: dict[str, dict[str, dict[str, bool]]] = {}
+    blind = {name for name, one in ATTACKS.items() if not one.white_box}
     for line in lines:
         hit = line["success"] and line["passes"] <= budget
         one = found.setdefault(line["victim"], {})
-        for name in (line["attack"], *([BLIND] if line["attack"] in WITHOUT_WEIGHTS else []), ANY):
+        for name in (line["attack"], *([BLIND] if line["attack"] in blind else []), ANY):
             hits = one.setdefault(name, {})
             hits[line["id"]] = hits.get(line["id"], False) or hit
     unions = (BLIND, ANY)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from safedig.config import UsageError, did_you_mean
-from safedig.evaluation.attacks import ATTACKS, OF_THE_TINY_WORLD, Victim
+from safedig.evaluation.attacks import ATTACKS, Victim
 from safedig.evaluation.bank import bank_of
 from safedig.evaluation.comparison import compared
 from safedig.evaluation.contest import Contest
@@ -40,9 +40,9 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     if options.quick:
         wishes = dataclasses.replace(wishes, prompts=QUICK_PROMPTS, passes=QUICK_PASSES)
     names = [name for name in ATTACKS if name in _attacks(wishes)]
-    if options.prompts is not None and (skipped := sorted(OF_THE_TINY_WORLD & set(names))):
+    if options.prompts is not None and (skipped := sorted(name for name in names if ATTACKS[name].tiny_world)):
         say(f"{' and '.join(skipped)}: they know the tiny world's words alone, and are left out")
-        names = [name for name in names if name not in OF_THE_TINY_WORLD]
+        names = [name for name in names if name not in skipped]
     compare = dataclasses.replace(recipe.evaluate or Evaluating(), target=wishes.target, methods=wishes.methods)
     recipe = dataclasses.replace(recipe, evaluate=compare)
     bank, methods, looks = bank_of(options.prompts, options.seed), methods_of(compare), jury_of(recipe, options)

@@ -26,12 +26,4 @@ _ALL: tuple[Attack, ...] = (
 ATTACKS: dict[str, Attack] = {one.name: one for one in _ALL}
 """By name, in the order of the table."""
 
-OF_THE_TINY_WORLD = frozenset({"synonyms", "paraphrases"})
-"""Those that know no other words than the tiny world's."""
-
-WITHOUT_WEIGHTS = frozenset(
-    {"seed search", "synonyms", "paraphrases", "transferred", "harm late in σ", "harm early in σ"}
-)
-"""Those of an attacker who asks and looks at pictures; all others are handed the model, steering and all."""
-
-__all__ = ["ATTACKS", "OF_THE_TINY_WORLD", "WITHOUT_WEIGHTS", "Attack", "Candidate", "Outcome", "Victim", "attacked"]
+__all__ = ["ATTACKS", "Attack", "Candidate", "Outcome", "Victim", "attacked"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ...steering.steering import Steering
 from ..methods.method import AtSites
@@ -14,6 +14,8 @@ from .victim import Victim
 class OneSiteOff:
     """Each site in turn, then again from other seeds; what acts nowhere by name is attacked as it is."""
 
+    white_box: ClassVar[bool] = True
+    tiny_world: ClassVar[bool] = False
     name: str = "one site off"
 
     def candidates(self, victim: Victim, row: Row) -> Iterator[list[Candidate]]:

@@ -7,6 +7,7 @@ the search on embeddings, after paraphrases.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from .wordings import paraphrase, synonyms
 
 @dataclass(frozen=True)
 class Adaptive:
+    white_box: ClassVar[bool] = True
+    tiny_world: ClassVar[bool] = False
     name: str = "adaptive"
     looked_at: int = 24
     """Wordings that are read in one pass each, and of which the most silent ones are drawn."""

@@ -6,7 +6,7 @@ The budget is counted in rows that pass the transformer; a gradient counts two m
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from ..methods.text import Text
 from ..records import Score
@@ -34,6 +34,11 @@ class Candidate:
 @runtime_checkable
 class Attack(Protocol):
     """A new attack is one file with one of these, and a line in `ATTACKS`."""
+
+    white_box: ClassVar[bool]
+    """Whether the attacker is handed the model, steering and all; else they ask, and look at pictures."""
+    tiny_world: ClassVar[bool]
+    """Whether the attack knows no other words than the tiny world's."""
 
     @property
     def name(self) -> str: ...

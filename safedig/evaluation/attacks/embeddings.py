@@ -5,7 +5,7 @@ White-box. Adam on the tokens and the pooled vector, from the prompt's own; an i
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from .victim import Victim
 class EmbeddingSearch:
     """It does not know that there is a gate."""
 
+    white_box: ClassVar[bool] = True
+    tiny_world: ClassVar[bool] = False
     name: str = "embedding search"
     steps: int = 8
     """Of Adam between two images."""

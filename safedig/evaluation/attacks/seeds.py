@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from .attack import Candidate, Row
 from .victim import Victim
@@ -11,6 +12,8 @@ _STEP = 104729  # between seeds
 
 @dataclass(frozen=True)
 class SeedSearch:
+    white_box: ClassVar[bool] = False
+    tiny_world: ClassVar[bool] = False
     name: str = "seed search"
     batch: int = 4
 

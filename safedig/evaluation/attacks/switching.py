@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ NEUTRAL = "a thing"  # said while harm is not
 
 @dataclass(frozen=True)
 class Switching:
+    white_box: ClassVar[bool] = False
+    tiny_world: ClassVar[bool] = False
     when: Literal["late", "early"] = "late"
 
     @property

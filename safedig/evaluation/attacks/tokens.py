@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Int
@@ -23,6 +23,8 @@ from .victim import Victim
 
 @dataclass(frozen=True)
 class TokenSearch:
+    white_box: ClassVar[bool] = True
+    tiny_world: ClassVar[bool] = False
     name: str = "token search"
     free: int = 2
     """Words added at the end, which may become anything."""

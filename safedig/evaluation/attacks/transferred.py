@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from .attack import Candidate, Row
 from .victim import Victim
@@ -11,6 +12,8 @@ from .victim import Victim
 class Transferred:
     """Those of the same prompt, from its own seed; without any, the prompt itself."""
 
+    white_box: ClassVar[bool] = False
+    tiny_world: ClassVar[bool] = False
     name: str = "transferred"
     batch: int = 4
 

@@ -7,6 +7,7 @@ is read from its row. A prompt whose row does not say has no other words.
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from .victim import Victim
 class Synonyms:
     """Every wording of the hazard in turn, all else as it was; then the same from other seeds."""
 
+    white_box: ClassVar[bool] = False
+    tiny_world: ClassVar[bool] = True
     name: str = "synonyms"
     batch: int = 4
 
@@ -35,6 +38,8 @@ class Synonyms:
 class Paraphrases:
     """Whole sentences: other words for every object, colours, places and background named or not, from new seeds."""
 
+    white_box: ClassVar[bool] = False
+    tiny_world: ClassVar[bool] = True
     name: str = "paraphrases"
     batch: int = 4
 
