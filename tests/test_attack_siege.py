@@ -17,7 +17,9 @@ ROWS = [{"id": f"p{at}", "prompt": f"prompt {at}", "seed": at} for at in range(4
 
 
 class Named:
-    """An attack by its name alone: what it comes to is told by `RESULTS`."""
+    """An attack by its name alone: what it comes to is told by `ran`."""
+
+    white_box, tiny_world = False, False
 
     def __init__(self, name):
         self.name = name
