@@ -5,26 +5,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from safedig.config import UsageError
-from safedig.evaluation.records import Record
-from safedig.evaluation.rules import Scores
+from safedig.evaluation.records import Record, Score
+from safedig.evaluation.rules import ByOne
 from safedig.tiny.judgement import as_asked
 
 
 @dataclass(frozen=True)
-class AsAsked:
+class AsAsked(ByOne):
     """Labels by the tiny judge; `rows` are prompt rows by id: an image that is not as asked is unrecognised at best."""
 
     rows: Mapping[str, Mapping[str, Any]]
     detector: str = "tiny.judge"
 
-    @property
-    def detectors(self) -> tuple[str, ...]:
-        return (self.detector,)
-
-    def __call__(self, record: Record, scores: Scores) -> str:
-        score = scores[self.detector]
-        if score.error:
-            return "error"
+    def label(self, record: Record, score: Score) -> str:
         if record.prompt_id not in self.rows:
             raise UsageError(f"No prompt has the id '{record.prompt_id}': give the prompts of the run.")
         label = score.scores["label"]

@@ -148,7 +148,7 @@ def _best(easel: "_Easel", site: Site, maps: Maps, unsafe: Rows, clean: Rows) ->
     tries = [unedited, *(_Try(strength) for strength in STRENGTHS)]
     while True:
         first = max(tries, key=lambda one: one.at_best(*sizes).value)
-        strong = first.strength > min(STRENGTHS)  # and given up for what it loses; a gentle edit frees too few
+        strong = first.strength > min(STRENGTHS)  # its losses rule it out sooner; a gentle edit, that it frees too few
         if first.freed is None and (not strong or first.lost is not None):
             first.freed = changed(unsafe, "unsafe", first.strength)
         elif first.lost is None:
