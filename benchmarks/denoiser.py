@@ -12,29 +12,41 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from denoiser_gallery import gallery
 from denoiser_measure import Lab, arms
 from denoiser_table import summary, table
 from denoiser_world import QUICK, Budget, World
 from machine import machine
 
+from safedig.figures import save
+from safedig.progress import say
 from safedig.storage import write_atomically
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="three hazards, a few prompts: that it runs")
     parser.add_argument("--models", nargs="*", default=None)
+    parser.add_argument("--gallery", action="store_true", help="the pictures of docs/denoiser.md, and no table")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "denoiser.json")
     parser.add_argument("--kept", type=Path, default=Path("runs") / "denoiser", help="where drawn pictures are kept")
     options = parser.parse_args()
     torch.set_num_threads(1)
     budget = QUICK if options.quick else Budget()
     budget = replace(budget, models=tuple(options.models)) if options.models else budget
-    found = {}
-    for model in budget.models:
-        lab = Lab(World(model, budget, options.kept), options.out.with_name(f"{options.out.stem}.{model}.jsonl"))
-        found[model] = arms(lab) | {"fingerprint": lab.world.fingerprint}
-    write(options.out, found, budget)
+    labs = {
+        model: Lab(World(model, budget, options.kept), options.out.with_name(f"{options.out.stem}.{model}.jsonl"))
+        for model in budget.models
+    }
+    if options.gallery:
+        for model, lab in labs.items():
+            say(f"Pictures: {save(gallery(lab), RESULTS / f'denoiser-{model}.png')}")
+        return
+    write(
+        options.out, {model: arms(lab) | {"fingerprint": lab.world.fingerprint} for model, lab in labs.items()}, budget
+    )
 
 
 def write(out: Path, found: dict[str, Any], budget: Budget) -> None:

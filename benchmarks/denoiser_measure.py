@@ -50,6 +50,11 @@ class Lab:
             say(f"{self.world.model}: {arm} in {found['seconds']:.0f} s")
         return found
 
+    def arm(self, name: str, measured: Callable[[], dict[str, Any]]) -> Cell:
+        """The cell of an arm at the strength and floor that were chosen."""
+        strength, floor = self.chosen
+        return self.cell(f"{name}, strength {strength:g}, floor {floor:g}", measured)
+
     # ---- what the arms are made of
 
     def negatives(self, hazard: str, count: int | None = None) -> NegationSet:
@@ -94,6 +99,9 @@ class Lab:
     def made_of(self, negation: NegationSet, strength: float, **options: Any) -> SafeDenoiser:
         return SafeDenoiser(negation, strength, **({"kernel": self.semantic, "threshold": self.usual} | options))
 
+    def of_postcard(self, strength: float) -> SafeDenoiser:
+        return SafeDenoiser(self.world.postcard(), strength, kernel=Tempered(0.3))
+
     @cached_property
     def usual(self) -> Thresholds:
         return self.calibrated(self.semantic)
@@ -131,6 +139,7 @@ class Lab:
         found = self.hazards("calibrate", lambda hazard: self.made(hazard, strength, floor=floor))
         return found | {"calm": self.benign("calm", strength, floor)}
 
+    @cached_property
     def chosen(self) -> tuple[float, float]:
         """Strength and floor: the furthest fall at no more than the loss, of equals the gentlest."""
         tried = {}
@@ -180,7 +189,7 @@ class Lab:
     def postcard(self, name: str, strength: float) -> dict[str, Any]:
         """How far the picture is from its render, with nothing negated and with that one image."""
         drawn = self.world.undenoised(name)
-        made = SafeDenoiser(self.world.postcard(), strength, kernel=Tempered(0.3))
+        made = self.of_postcard(strength)
         target = torch.from_numpy(render_many([POSTCARD])[0]).permute(2, 0, 1) / 255
         again = {at: (one, image) for at, one, image in self.world.denoised(made, drawn, opens(made, drawn.seen), name)}
         before = list(zip(drawn.judged, drawn.seen.images, strict=True))
@@ -253,12 +262,12 @@ def _is_postcard(judgement: dict[str, Any]) -> bool:
 def arms(lab: Lab) -> dict[str, Cell]:
     """Every arm of the table at the strength that was chosen, in an order that has the main one first."""
     budget = lab.budget
-    strength, floor = lab.chosen()
+    strength, floor = lab.chosen
     made = partial(lab.made, strength=strength, floor=floor)
     found: dict[str, Cell] = {"chosen": {"strength": strength, "floor": floor}}
 
     def arm(name: str, measured: Callable[[], dict[str, Any]]) -> None:
-        found[name] = lab.cell(f"{name}, strength {strength:g}, floor {floor:g}", measured)
+        found[name] = lab.arm(name, measured)
 
     arm("report", lambda: lab.hazards("report", made))
     arm("benign", lambda: lab.benign("benign", strength, floor))

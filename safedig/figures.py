@@ -39,7 +39,10 @@ class Pair:
     after: dict[str, Any]
 
 
-def comparison(pairs: Sequence[Pair], note: str = "", columns: int = 4) -> "Figure":
+ROWS = ("unsteered", "steered")
+
+
+def comparison(pairs: Sequence[Pair], note: str = "", columns: int = 4, rows: tuple[str, str] = ROWS) -> "Figure":
     """Unsteered above steered, same prompt and seed, each scene with its judgement; `note` is the line of counts."""
     if not pairs:
         raise ValueError("There is nothing to compare: give at least one pair of pictures.")
@@ -50,7 +53,7 @@ def comparison(pairs: Sequence[Pair], note: str = "", columns: int = 4) -> "Figu
     page = _Page(2 * MARGIN + ROW_LABEL + columns * (SCENE + GAP) - GAP, 2 * MARGIN + len(strips) * strip + 2 * LINE)
     for number, shown in enumerate(strips):
         top = MARGIN + number * strip
-        for row, word in enumerate(("unsteered", "steered")):
+        for row, word in enumerate(rows):
             middle = top + heading + row * scene + SCENE // 2
             page.text(MARGIN, middle, word, size=TEXT, rotation=90, va="center", weight="bold")
         for column, pair in enumerate(shown):
@@ -58,7 +61,9 @@ def comparison(pairs: Sequence[Pair], note: str = "", columns: int = 4) -> "Figu
             page.paragraph(left, top, pair.prompt, width=SCENE, lines=2)
             page.scene(left, top + heading, pair.unsteered, pair.before)
             page.scene(left, top + heading + scene, pair.steered, pair.after)
-    page.paragraph(MARGIN, MARGIN + len(strips) * strip, note or counts(pairs), width=page.width - 2 * MARGIN, lines=2)
+    page.paragraph(
+        MARGIN, MARGIN + len(strips) * strip, note or counts(pairs, rows), width=page.width - 2 * MARGIN, lines=2
+    )
     return page.figure
 
 
@@ -150,11 +155,10 @@ def decoder_movement(moved: Mapping[str, Movement], harmful: Mapping[str, Int[Te
     return figure
 
 
-def counts(pairs: Sequence[Pair]) -> str:
+def counts(pairs: Sequence[Pair], rows: tuple[str, str] = ROWS) -> str:
     """One line that counts the labels of the pictures shown."""
-    rows = {"unsteered": [pair.before for pair in pairs], "steered": [pair.after for pair in pairs]}
     parts = []
-    for row, judged in rows.items():
+    for row, judged in zip(rows, ([pair.before for pair in pairs], [pair.after for pair in pairs]), strict=True):
         tally = Counter(judgement["label"] for judgement in judged)
         parts.append(f"{row}: " + ", ".join(f"{tally[label]} {label}" for label in CHIPS if tally[label]))
     return f"Shown, of {len(pairs)} each: " + " · ".join(parts)

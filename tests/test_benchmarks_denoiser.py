@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import denoiser_gallery
 import denoiser_table
 import denoiser_together
 from denoiser_measure import Lab, fall, first, joined, lost
@@ -121,7 +123,7 @@ class Tried(Lab):
 )
 def test_the_setting_that_falls_furthest_at_little_loss_is_chosen(falls, wanted):
     places = [(strength, floor) for strength in (2.0, 4.0) for floor in (0.05, 0.2)]
-    assert Tried(dict(zip(places, falls, strict=True))).chosen() == wanted
+    assert Tried(dict(zip(places, falls, strict=True))).chosen == wanted
 
 
 def test_finished_cells_are_not_measured_again(tmp_path):
@@ -230,3 +232,54 @@ def test_the_table_counts_each_arm_beside_the_others():
     assert (told["underspecified"]["k"], told["underspecified_second"]["k"], told["naming_clean"]["k"]) == (2, 1, 3)
     text = "\n".join(denoiser_table._side_by_side({"SLD + denoiser": told}))
     assert "SLD + denoiser, × 2" in text and "30.00 % (3/10)" in text
+
+
+# ---- the pictures
+
+
+class Shown:
+    """A lab whose pictures are numbered by their place, and darker once they are denoised."""
+
+    chosen = (2.0, 0.2)
+    budget = replace(QUICK, hazards=("knife", "skull"))
+
+    def __init__(self, seen):
+        judged = [
+            {"label": "unsafe", "objects": [{"name": name}] if name else [], "second": {"objects": []}} for name in seen
+        ]
+        images = torch.stack([torch.full((3, 8, 8), (at + 1) / 20) for at in range(len(seen))])
+        rows = [{"prompt": f"thing {at}"} for at in range(len(seen))]
+        self.drawn, self.asked = Drawn(rows, Seen([], images), judged), []
+        self.world = SimpleNamespace(model="m", undenoised=lambda name: self.drawn, denoised=self.denoised)
+
+    def made(self, hazard, strength, floor):
+        return hazard
+
+    def of_postcard(self, strength):
+        return f"postcard × {strength:g}"
+
+    def arm(self, name, measured):
+        return {"strength": 8.0}
+
+    def memorised(self):
+        raise AssertionError("it is measured already")
+
+    def denoised(self, made, drawn, opened, name):
+        self.asked.append((made, opened.nonzero()[:, 0].tolist(), name))
+        clean = {"label": "clean", "objects": []}
+        return [(at, clean, drawn.seen.images[at] / 2) for at in opened.nonzero()[:, 0].tolist()]
+
+
+def test_the_first_pictures_with_a_hazard_are_shown_each_with_its_own_negated():
+    lab = Shown(["", "skull", "tree", "knife", *["skull"] * 9])
+    figure = denoiser_gallery.gallery(lab)
+    assert [one[0] for one in lab.asked] == ["skull", "knife", *["skull"] * 6, "postcard × 8"]
+    assert [one[1] for one in lab.asked] == [[1], [3], [4], [5], [6], [7], [8], [9], [0, 1, 2, 3]]
+    words = [text.get_text() for text in figure.texts]
+    assert "not skull: thing 1" in words and "undenoised" in words and "steered" not in words
+    before, after = (torch.as_tensor(axes.images[0].get_array().copy()) for axes in figure.axes[:2])
+    assert torch.allclose(after, before / 2)
+
+
+def test_where_no_hazard_is_seen_the_memorised_scene_is_shown_alone():
+    assert len(denoiser_gallery.gallery(Shown(["tree"] * 5)).axes) == 2 * 4

@@ -90,6 +90,13 @@ def test_every_scene_carries_its_label_and_the_counts_add_up():
     assert counts(pairs) in " ".join(words)
 
 
+def test_the_rows_are_called_what_they_are():
+    pairs = some_pairs(2)
+    words = [name for name, _ in boxes_of(comparison(pairs, rows=("without", "with")))[0]]
+    assert "without" in words and "with" in words and "steered" not in words
+    assert counts(pairs, ("without", "with")).startswith("Shown, of 2 each: without: 2 unsafe · with: ")
+
+
 def test_type_is_large_enough_to_read():
     assert min(text.get_fontsize() for text in comparison(some_pairs(2)).texts) >= 10
 
