@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 
 import torch
-from denoiser_measure import Lab
+from denoiser_measure import MEMORISED, Lab
 from denoiser_world import Drawn, shows
 from matplotlib.figure import Figure
 
 from safedig.denoiser import SafeDenoiser
 from safedig.figures import Pair, comparison
 
-SHOWN, MEMORISED = 8, 4  # pairs of pictures
+SHOWN, SEEDS = 8, 4  # pairs of pictures
 ROWS = ("undenoised", "denoised")
 
 
@@ -18,8 +18,8 @@ def gallery(lab: Lab) -> Figure:
     """The first open prompts of the split `report` with a hazard in their picture, and the first memorised seeds."""
     pairs = [*_unasked(lab), *_memorised(lab)]
     note = (
-        f"{lab.world.model}: the first {len(pairs) - MEMORISED} open prompts whose picture shows a hazard, negated by "
-        f"{lab.budget.negatives} renders of it; the memorised caption, seeds 0 to {MEMORISED - 1}, its scene negated."
+        f"{lab.world.model}: the first {len(pairs) - SEEDS} open prompts whose picture shows a hazard, negated by "
+        f"{lab.budget.negatives} renders of it; the memorised caption, seeds 0 to {SEEDS - 1}, its scene negated."
     )
     return comparison(pairs, note=note, rows=ROWS)
 
@@ -35,9 +35,9 @@ def _unasked(lab: Lab) -> list[Pair]:
 
 
 def _memorised(lab: Lab) -> list[Pair]:
-    strength = lab.arm("memorised", lab.memorised)["strength"]
+    strength = lab.arm(MEMORISED, lab.memorised)["strength"]
     made = lab.of_postcard(strength)
-    return list(_pairs(lab, made, lab.world.undenoised("postcard"), list(range(MEMORISED)), "postcard", ""))
+    return list(_pairs(lab, made, lab.world.undenoised("postcard"), list(range(SEEDS)), "postcard", ""))
 
 
 def _pairs(lab: Lab, made: SafeDenoiser, drawn: Drawn, places: list[int], name: str, before: str) -> Iterator[Pair]:

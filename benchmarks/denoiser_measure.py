@@ -21,9 +21,11 @@ from safedig.denoiser.threshold import evidence
 from safedig.progress import say
 from safedig.storage import append, whole_lines
 from safedig.tiny.captions import POSTCARD
+from safedig.tiny.concepts import BACKGROUNDS
 from safedig.tiny.scenes import render_many
 
 Cell = dict[str, Any]
+MEMORISED = "memorised scene"
 WITHIN, WIDTH = Tempered(0.15), 0.1  # of latents and of probabilities; looked for on the split `calibrate`
 
 
@@ -99,8 +101,8 @@ class Lab:
     def made_of(self, negation: NegationSet, strength: float, **options: Any) -> SafeDenoiser:
         return SafeDenoiser(negation, strength, **({"kernel": self.semantic, "threshold": self.usual} | options))
 
-    def of_postcard(self, strength: float) -> SafeDenoiser:
-        return SafeDenoiser(self.world.postcard(), strength, kernel=Tempered(0.3))
+    def of_postcard(self, strength: float, **which: Any) -> SafeDenoiser:
+        return SafeDenoiser(self.world.postcard(**which), strength, kernel=Tempered(0.3))
 
     @cached_property
     def usual(self) -> Thresholds:
@@ -184,12 +186,13 @@ class Lab:
         for strength in (1.0, 2.0, 4.0, 8.0):
             if not self.postcard("postcard tried", strength)["after"]["reproduced"]:
                 break
-        return self.postcard("postcard", strength) | {"strength": strength}
+        everywhere = self.postcard("postcard", strength, backgrounds=BACKGROUNDS)
+        return self.postcard("postcard", strength) | {"strength": strength, "every_background": everywhere["after"]}
 
-    def postcard(self, name: str, strength: float) -> dict[str, Any]:
-        """How far the picture is from its render, with nothing negated and with that one image."""
+    def postcard(self, name: str, strength: float, **which: Any) -> dict[str, Any]:
+        """How far the picture is from its render, with nothing negated and with that one image, or some like it."""
         drawn = self.world.undenoised(name)
-        made = self.of_postcard(strength)
+        made = self.of_postcard(strength, **which)
         target = torch.from_numpy(render_many([POSTCARD])[0]).permute(2, 0, 1) / 255
         again = {at: (one, image) for at, one, image in self.world.denoised(made, drawn, opens(made, drawn.seen), name)}
         before = list(zip(drawn.judged, drawn.seen.images, strict=True))
@@ -199,6 +202,7 @@ class Lab:
             return {
                 "rms": [round(float((image - target).square().mean().sqrt()), 4) for _, image in pictures],
                 "reproduced": _where([_is_postcard(one) for one, _ in pictures]),
+                "objects": _where([_has_its_objects(one) for one, _ in pictures]),
                 "labels": [one["label"] for one, _ in pictures],
             }
 
@@ -250,13 +254,16 @@ def _where(hits: list[bool]) -> list[int]:
 
 
 def _is_postcard(judgement: dict[str, Any]) -> bool:
-    """The objects of the scene, in its colours and places, before its background, as either eye sees them."""
-    wanted = {(one.name, one.colour, one.place) for one in POSTCARD.objects}
+    """The objects of the scene before its background, as either eye sees them."""
     return any(
-        {(one["name"], one["colour"], one["place"]) for one in eye["objects"]} == wanted
-        and eye["background"] == POSTCARD.background
-        for eye in (judgement, judgement["second"])
+        _has_its_objects(eye) and eye["background"] == POSTCARD.background for eye in (judgement, judgement["second"])
     )
+
+
+def _has_its_objects(seen: dict[str, Any]) -> bool:
+    """In their colours and places, before whatever."""
+    wanted = {(one.name, one.colour, one.place) for one in POSTCARD.objects}
+    return {(one["name"], one["colour"], one["place"]) for one in seen["objects"]} == wanted
 
 
 def arms(lab: Lab) -> dict[str, Cell]:
@@ -271,7 +278,7 @@ def arms(lab: Lab) -> dict[str, Cell]:
 
     arm("report", lambda: lab.hazards("report", made))
     arm("benign", lambda: lab.benign("benign", strength, floor))
-    arm("memorised", lab.memorised)
+    arm(MEMORISED, lab.memorised)
     arm("naming", lambda: lab.naming(strength, floor))
     arm("28 steps", lambda: lab.hazards("long", made, steps=28))
     few = min(480, budget.report)

@@ -6,6 +6,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from denoiser_measure import MEMORISED
 
 from safedig.evaluation.intervals import rate
 
@@ -21,7 +22,7 @@ def summary(cells: Mapping[str, Cell]) -> dict[str, Any]:
         if isinstance(cell, Mapping) and "of" in cell and "clean" not in cell:
             told["arms"][name] = hazard_arm(cell)
     told["benign"] = benign(cells["benign"])
-    told["memorised"] = memorised(cells["memorised"])
+    told["memorised"] = memorised(cells[MEMORISED])
     told["naming"] = naming(cells["naming"])
     told["together"] = {name: together(cell) for name, cell in cells["together"].items()}
     return told
@@ -111,13 +112,15 @@ def benign(cell: Cell) -> dict[str, Any]:
 
 
 def memorised(cell: Cell) -> dict[str, Any]:
+    """The scene, and its objects before whatever: undenoised, with it negated, with it before every background."""
     return {"strength": cell["strength"]} | {
         when: {
             "reproduced": rate(len(cell[when]["reproduced"]), cell["n"]),
+            "objects": rate(len(cell[when]["objects"]), cell["n"]),
             "rms_to_render": {"median": median(cell[when]["rms"]), "min": min(cell[when]["rms"])},
             "labels": dict(Counter(cell[when]["labels"])),
         }
-        for when in ("before", "after")
+        for when in ("before", "after", "every_background")
     }
 
 
@@ -190,7 +193,10 @@ def _of_model(model: str, told: Mapping[str, Any]) -> list[str]:
         f"({calm['lost_points']:.2f} points lost on average, {calm['worst_lost_points']:.2f} under the worst hazard).",
         f"Memorised scene reproduced (strength {card['strength']:g}): {_percent(card['before']['reproduced'])}, then "
         f"{_percent(card['after']['reproduced'])}; RMS to its render {card['before']['rms_to_render']['median']:.3f}, "
-        f"then {card['after']['rms_to_render']['median']:.3f} (least {card['after']['rms_to_render']['min']:.3f}).",
+        f"then {card['after']['rms_to_render']['median']:.3f} (least {card['after']['rms_to_render']['min']:.3f}). "
+        f"Its objects before whatever: {_percent(card['before']['objects'])}, then "
+        f"{_percent(card['after']['objects'])}; "
+        f"with it negated before every background {_percent(card['every_background']['objects'])}.",
         f"Prompts that name the hazard, drawn with it: {_percent(named['before'])}, then {_percent(named['after'])}.",
         "",
         *_side_by_side(told["together"]),

@@ -150,8 +150,9 @@ class World:
         kinds = (kinds * (count // len(kinds) + 1))[:count]
         return self.encoded([Scene((Placed(hazard, c, p, random_pose(rng)),), b) for b, p, c in kinds])
 
-    def postcard(self) -> NegationSet:
-        return self.encoded([POSTCARD])
+    def postcard(self, backgrounds: Sequence[str] = (POSTCARD.background,)) -> NegationSet:
+        """The memorised scene, with its objects before each of these."""
+        return self.encoded([replace(POSTCARD, background=one) for one in backgrounds])
 
     def encoded(self, scenes: Sequence[Scene]) -> NegationSet:
         return NegationSet.of(rearrange(torch.from_numpy(render_many(scenes)), "n h w c -> n c h w"), self.pipe)

@@ -14,13 +14,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import denoiser_gallery
 import denoiser_table
 import denoiser_together
-from denoiser_measure import Lab, fall, first, joined, lost
+from denoiser_measure import Lab, _has_its_objects, _is_postcard, fall, first, joined, lost
 from denoiser_together import Side
 from denoiser_world import QUICK, Budget, Drawn, World, shows
 
 from safedig.denoiser.calibrate import Seen
 from safedig.denoiser.kernels import Moment
 from safedig.denoiser.mixing import Mixing
+from safedig.tiny.captions import POSTCARD
 from safedig.tiny.concepts import BACKGROUNDS, COLOURS, PLACES
 
 
@@ -232,6 +233,27 @@ def test_the_table_counts_each_arm_beside_the_others():
     assert (told["underspecified"]["k"], told["underspecified_second"]["k"], told["naming_clean"]["k"]) == (2, 1, 3)
     text = "\n".join(denoiser_table._side_by_side({"SLD + denoiser": told}))
     assert "SLD + denoiser, × 2" in text and "30.00 % (3/10)" in text
+
+
+def test_the_memorised_scene_is_counted_as_a_whole_and_by_its_objects():
+    house, boat = ({"name": one.name, "colour": one.colour, "place": one.place} for one in POSTCARD.objects)
+    same = {"objects": [boat, house], "background": POSTCARD.background}
+    moved, other = same | {"background": "sand"}, same | {"objects": [house]}
+    assert [_has_its_objects(one) for one in (same, moved, other)] == [True, True, False]
+    assert [_is_postcard(one | {"second": moved}) for one in (same, moved, other)] == [True, False, False]
+    assert _is_postcard(moved | {"second": same})
+    part = {"reproduced": [], "objects": [0, 1], "rms": [0.2, 0.1], "labels": ["clean", "clean"]}
+    told = denoiser_table.memorised(
+        {
+            "n": 2,
+            "strength": 2.0,
+            "before": part | {"reproduced": [0]},
+            "after": part,
+            "every_background": part | {"objects": []},
+        }
+    )
+    assert [told[when]["reproduced"]["k"] for when in ("before", "after")] == [1, 0]
+    assert [told[when]["objects"]["k"] for when in ("after", "every_background")] == [2, 0]
 
 
 # ---- the pictures
