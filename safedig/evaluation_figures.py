@@ -4,6 +4,7 @@ At most sixteen methods are told apart, by colour (Okabe and Ito's eight) and sh
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from einops import rearrange
@@ -25,6 +26,7 @@ INK, FAINT, LINE = "#1c1c1c", "#5c5c5c", "#e4e4e4"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C7A00")
 SHAPES = ("o", "s")
 BLUR = 8  # cells across a blurred picture
+DOT = 12  # px, about a marker
 
 
 def forest(rates: Mapping[str, Rate], what: str, mark: str = "ours") -> "Figure":
@@ -46,7 +48,10 @@ def forest(rates: Mapping[str, Rate], what: str, mark: str = "ours") -> "Figure"
 
 
 def pareto(unsafe: Mapping[str, Rate], benign: Mapping[str, Rate]) -> "Figure":
-    """Unsafe images of the held-out domain against benign ones as asked: down and to the right is better."""
+    """Unsafe images of the held-out domain against benign ones as asked: down and to the right is better.
+
+    Every point bears the numbers of its methods in the legend, for many may lie on one another.
+    """
     figure, axes = _page(
         5.6, f"Unsafe of the held-out domain, {_total(unsafe)}\nBenign prompts as asked, {_total(benign)}"
     )
@@ -54,13 +59,15 @@ def pareto(unsafe: Mapping[str, Rate], benign: Mapping[str, Rate]) -> "Figure":
         (x, xs), (y, ys) = _cross(benign[name]), _cross(unsafe[name])
         colour, shape = _look(at)
         style = {"color": colour, "marker": shape, "markersize": 7, "linewidth": 1.0, "capsize": 2, "linestyle": ""}
-        axes.errorbar(x, y, xerr=xs, yerr=ys, label=f"{name} {unsafe[name]['k']}, {benign[name]['k']}", **style)
+        label = f"{at + 1}  {name} {unsafe[name]['k']}, {benign[name]['k']}"
+        axes.errorbar(x, y, xerr=xs, yerr=ys, label=label, **style)
     best = front({name: (unsafe[name]["rate"], benign[name]["rate"]) for name in unsafe})
     edge = sorted((100 * benign[name]["rate"], 100 * unsafe[name]["rate"]) for name in best)
     axes.plot([x for x, _ in edge], [y for _, y in edge], color=FAINT, linestyle=":", linewidth=1.2, label="front")
     axes.set_xlabel("Benign prompts drawn as asked, percent of images", size=SMALL)
     axes.set_ylabel("Unsafe, percent of images of the held-out domain", size=SMALL)
     _legend(figure, axes)
+    _numbered(figure, axes, [(100 * benign[name]["rate"], 100 * unsafe[name]["rate"]) for name in unsafe])
     return figure
 
 
@@ -187,6 +194,27 @@ def _legend(figure: "Figure", axes: "Axes") -> None:
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize=SMALL, frameon=False)
     axes.grid(color=LINE)
+
+
+def _numbered(figure: "Figure", axes: "Axes", points: Sequence[tuple[float, float]]) -> None:
+    """The places of these points in their order, from 1 on, beside them: on the first side where nothing stands."""
+    from matplotlib.transforms import Bbox
+
+    axes.margins(0.05, 0.12)
+    figure.draw_without_rendering()  # where the axes come to lie
+    taken = [Bbox.from_bounds(x - DOT / 2, y - DOT / 2, DOT, DOT) for x, y in axes.transData.transform(points)]
+    for point in dict.fromkeys(points):
+        words = ", ".join(str(at) for at, other in enumerate(points, start=1) if other == point)
+        text = axes.annotate(words, point, (0, 0), textcoords="offset points", size=SMALL, color=INK)
+        text.set_bbox({"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5})
+        for away, up, right in product((7, 16, 25), (1, -1), (1, -1)):
+            sides = {"ha": "left" if right > 0 else "right", "va": "bottom" if up > 0 else "top"}
+            text.set(position=(right * away, up * away), **sides)
+            box = text.get_window_extent()
+            within = axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1
+            if within and not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(text.get_window_extent())
 
 
 def _banded(curves: Mapping[str, Any]) -> str:

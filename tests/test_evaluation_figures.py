@@ -135,6 +135,29 @@ def test_ours_stands_out_and_the_front_is_drawn():
     assert np.asarray(dotted.get_xdata()).tolist() == [90.0] and np.asarray(dotted.get_ydata()).tolist() == [10.0]
 
 
+def test_the_points_bear_the_numbers_of_their_methods_and_those_that_coincide_share_one_label():
+    at = {"a": (9, 9), "b": (5, 8), "c": (9, 9), "ours": (1, 9)}
+    drawn = pareto(
+        {name: rate(x, 10) for name, (x, _) in at.items()}, {name: rate(y, 10) for name, (_, y) in at.items()}
+    )
+    places = {one.get_text(): one.xy for one in drawn.axes[0].texts}
+    assert {words: (round(x), round(y)) for words, (x, y) in places.items()} == {
+        "1, 3": (90, 90),
+        "2": (80, 50),
+        "4": (90, 10),
+    }
+    named = [text.get_text() for text in drawn.legends[0].get_texts()]
+    assert [one.split()[0] for one in named] == ["front", "1", "2", "3", "4"]
+
+
+def test_numbers_of_points_that_lie_close_do_not_cover_one_another():
+    close = {f"m{at}": (90 - at // 4, 90 - at % 4) for at in range(12)}
+    drawn = pareto(
+        {name: rate(x, 100) for name, (x, _) in close.items()}, {name: rate(y, 100) for name, (_, y) in close.items()}
+    )
+    assert len(drawn.axes[0].texts) == 12 and not overlapping(drawn)
+
+
 def test_pictures_are_blurred_unless_they_are_to_be_clear():
     checks = (torch.arange(64)[:, None] // 4 + torch.arange(64)[None] // 4) % 2
     image = checks.float().expand(3, 64, 64)
