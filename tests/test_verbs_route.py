@@ -154,6 +154,16 @@ def test_the_causal_check_keeps_to_its_share_of_the_drawing(result, command, cap
     assert "raise the budget" in error(capsys, [*command, "route.budget=0.01"])
 
 
+def test_too_small_a_budget_is_told_before_the_prompts_are_drawn(command, capsys, monkeypatch):
+    def drawn(*_, **__):
+        raise AssertionError("the recording was read")
+
+    monkeypatch.setattr(verb, "collect", drawn)
+    assert "raise the budget" in error(capsys, [*command, "route.budget=0.01"])
+    with pytest.raises(AssertionError, match="was read"):  # control: with a budget that is enough it is
+        __main__.main(command)
+
+
 def test_without_a_target_every_source_is_left_out_in_turn_and_all_are_named(given, capsys, tmp_path):
     base = ["route", f"model={given / 'model'}", 'route.sites=["txt.embed", "pooled.embed"]', ROOMY]
     files = ["--prompts", str(given / "prompts.csv"), "--out", str(tmp_path)]

@@ -55,12 +55,12 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     activations = _recorded(pipe, recipe, rows, there) if stored is None else _same_model(pipe, recipe, stored.of(rows))
     there = [site for site in there if site in activations.sites]
     share = processes.Share.of_this_process()
-    statistics = collect(activations, share=share)
     spend = int(asked.budget * len(rows) * drawing.steps * (1 + guided(pipe, drawing)))
     checking = {"drawing": drawing, "share": share}
     effects = _effects(
         pipe, rows, there, source, asked.pairs, int(spend * (1 - _JUDGED * (looks is not None))), checking
     )
+    statistics = collect(activations, share=share)  # last, for it is what takes long
     image_check = ImageCheck(looks.labels, budget=spend - effects.forwards, **checking) if looks and effects else None
     ranking = route(
         pipe if effects else None,
