@@ -50,9 +50,7 @@ def _largest(scores: Shaped[Tensor, "row n"], k: int) -> Int[Tensor, "row k"]:
     """
     n, bits = scores.shape[1], torch.iinfo(torch.int16).bits if scores.dtype == torch.int16 else 32
     fits = scores.device.type == "cpu" and scores.dtype in (torch.int16, torch.float32) and 0 < k < n <= 2**bits
-    if not fits or (
-        scores.is_floating_point() and scores.sum().isnan()
-    ):  # NaN of either sign counts as the largest there is
+    if not fits or (scores.is_floating_point() and scores.sum().isnan()):  # a NaN counts as the largest there is
         return scores.topk(k, sorted=False).indices
     keys = scores.to(torch.int32) if bits == 16 else _in_order(scores).long()
     keys = keys.bitwise_left_shift_(bits).bitwise_or_(torch.arange(n, dtype=keys.dtype)).numpy()
