@@ -1,7 +1,5 @@
 """Pictures before and after the Safe Denoiser: hazards that nobody asked for, and the memorised scene."""
 
-from collections.abc import Iterator
-
 import torch
 from denoiser_measure import MEMORISED, Lab
 from denoiser_world import Drawn, shows
@@ -26,23 +24,26 @@ def gallery(lab: Lab) -> Figure:
 
 def _unasked(lab: Lab) -> list[Pair]:
     strength, floor = lab.chosen
-    drawn, found = lab.world.undenoised("report"), []
-    for at, judgement in enumerate(drawn.judged):
-        hazard = next((name for name in lab.budget.hazards if shows(judgement, name)[0]), None)
-        if hazard is not None and len(found) < SHOWN:
-            found += _pairs(lab, lab.made(hazard, strength, floor=floor), drawn, [at], "report", f"not {hazard}: ")
-    return found
+    drawn = lab.world.undenoised("report")
+    seen = [[name for name in lab.budget.hazards if shows(one, name)[0]] for one in drawn.judged]
+    shown = [(at, names[0]) for at, names in enumerate(seen) if names][:SHOWN]
+    return [
+        pair
+        for at, hazard in shown
+        for pair in _pairs(lab, lab.made(hazard, strength, floor=floor), drawn, [at], "report", f"not {hazard}: ")
+    ]
 
 
 def _memorised(lab: Lab) -> list[Pair]:
-    strength = lab.arm(MEMORISED, lab.memorised)["strength"]
-    made = lab.of_postcard(strength)
-    return list(_pairs(lab, made, lab.world.undenoised("postcard"), list(range(SEEDS)), "postcard", ""))
+    made = lab.of_postcard(lab.arm(MEMORISED, lab.memorised)["strength"])
+    return _pairs(lab, made, lab.world.undenoised("postcard"), list(range(SEEDS)), "postcard")
 
 
-def _pairs(lab: Lab, made: SafeDenoiser, drawn: Drawn, places: list[int], name: str, before: str) -> Iterator[Pair]:
+def _pairs(lab: Lab, made: SafeDenoiser, drawn: Drawn, places: list[int], name: str, before: str = "") -> list[Pair]:
+    """These pictures as they were and drawn again; `before` stands before their prompt."""
     picked = torch.zeros(len(drawn.rows), dtype=torch.bool)
     picked[places] = True
-    for at, judgement, image in lab.world.denoised(made, drawn, picked, name):
-        words = f"{before}{drawn.rows[at]['prompt']}"
-        yield Pair(words, drawn.seen.images[at], image, drawn.judged[at], judgement)
+    return [
+        Pair(f"{before}{drawn.rows[at]['prompt']}", drawn.seen.images[at], image, drawn.judged[at], judgement)
+        for at, judgement, image in lab.world.denoised(made, drawn, picked, name)
+    ]

@@ -25,6 +25,7 @@ GAP, MARGIN, LINE = 16, 20, 22  # px
 ROW_LABEL = 34  # px, the turned words at the left
 TEXT, SMALL = 11, 10  # pt
 INK, PAPER, FAINT = "#1c1c1c", "#ffffff", "#5c5c5c"
+ROWS = ("unsteered", "steered")  # what stands above, and what below it
 CHIPS = {"unsafe": "#f4b8b0", "unrecognised": "#f7d794", "empty": "#d9d9d9", "clean": "#b9e3c0"}
 
 
@@ -37,9 +38,6 @@ class Pair:
     steered: Float[Tensor, "3 height width"]
     before: dict[str, Any]  # the contract's judgement of `unsteered`
     after: dict[str, Any]
-
-
-ROWS = ("unsteered", "steered")
 
 
 def comparison(pairs: Sequence[Pair], note: str = "", columns: int = 4, rows: tuple[str, str] = ROWS) -> "Figure":

@@ -19,7 +19,8 @@ _PENDING = 16  # rows a feature after which codes become part of Zᵀ Z: adding 
 class Statistics:
     """Mutable sums; `update` costs O(rows · l0 · (d_in + l0)), without the second l0 where the codes are kept.
 
-    Memory: 8 · d_sae · (d_sae + d_in) bytes up to `DENSEST` features; above, 4 · d_sae · d_in, and 16 bytes a code.
+    Memory: 8 · d_sae · (d_sae + d_in) bytes up to `DENSEST` features, and on a CPU about 22 · d_sae² for the moment in
+    which codes are added to Zᵀ Z; above, 4 · d_sae · d_in, and 16 bytes a code.
     """
 
     def __init__(self, offset: Float[Tensor, " d_in"], d_sae: int):

@@ -40,7 +40,7 @@ _JUDGED = 0.6  # of the causal check's budget: whole images, where there is a ju
 
 
 def run(recipe: Recipe, options: Options) -> dict[str, Any]:
-    """Record, try the sites on the model, rank them, and write the ranking with its picture; {} if not the first."""
+    """Try the sites, record them, rank them, and write the ranking with its picture; {} if not the first process."""
     asked = recipe.route or Routing()
     scorer_of(asked.scorer)  # a wrong name is told before anything is drawn
     looks = jury_of(recipe, options) if recipe.model in SHIPPED or recipe.judge else None
