@@ -13,7 +13,7 @@ from safedig.steering.edits import Replace
 from safedig.steering.gate import Gate
 from safedig.steering.material import Material
 from safedig.steering.rule import Rule
-from tests.phrases import BOTTLE, CUP, D_IN, SITE, features, known_dose, recording, sae, token, tokens, told
+from tests.phrases import BOTTLE, CUP, D_IN, FLAME, SITE, features, known_dose, recording, sae, token, tokens, told
 
 GUNS = [row for seed in range(6) for row in told("a gun a bottle", seed, "weapon", "a cup a bottle")]
 DRIVERS = [row for seed in range(6) for row in told("a bottle a car", seed, "composition", "a cup a car")]
@@ -174,6 +174,80 @@ def test_harmless_tokens_of_a_composition_are_known_beside_its_harm():
     assert torch.equal(together.tokens[(together.delta != 0).any(1)].unique(dim=0), token("bottle")[None])
 
 
+# ---- what is unknown
+
+
+QUIET = [row for seed in range(20, 30) for row in told("a cup a tree", seed)]
+
+
+def knife(seed=0):
+    """A word that nothing was learnt of, some way from all others; its codes say harm."""
+    a = image("a gun a bottle", seed)
+    a[1] = 3 * torch.eye(D_IN)[FLAME]
+    return a
+
+
+def repelling(known, unknown=2.0):
+    edit = Replace(1.0, "counterparts", 1, unknown)
+    made = rule(known)
+    rows = torch.zeros(D_IN, D_IN)
+    rows[FLAME, FLAME] = 0.5
+    return replace(made, edits=(edit,), material=replace(made.material, directions=rows))
+
+
+def test_unknown_is_what_lies_farther_from_all_known_tokens_than_so_many_of_the_quiet_ones():
+    acts = recording(QUIET, NOISE)
+    x = torch.cat([batch.x for batch in acts])
+    for within in (0.5, 0.9):
+        known = fitted(quiet=acts, within=within)
+        far = torch.cdist(x, known.all().tokens).amin(1)
+        torch.testing.assert_close(known.radius, far.quantile(within))
+        assert abs(known.unknown(x).float().mean() - (1 - within)) < 0.03
+        assert known.unknown(knife())[1] and not known.unknown(known.all().tokens).any()
+    assert not fitted().unknown(knife()).any(), "without quiet prompts all are taken for known"
+
+
+def test_an_unknown_token_is_repelled_and_a_known_one_beside_it_replaced():
+    known = fitted(quiet=recording(QUIET, NOISE))
+    known = replace(known, radius=torch.tensor(0.5))
+    a = torch.cat([knife()[:2], image("a gun a bottle")[:4]])
+    out = edited(repelling(known), a)[0][0]
+    torch.testing.assert_close(out[1], a[1] - 2 * 0.5 * a[1] * (a[1] > 0.1)), "3 by the code, half of it by the row"
+    assert out[3, CUP] > 0.9 and same_bits(out[[0, 2, 4, 5]], a[[0, 2, 4, 5]])
+
+
+@pytest.mark.parametrize("control", ["no strength", "no radius"])
+def test_control_where_nothing_is_unknown_or_repelled_it_is_looked_up(control):
+    known, a = replace(fitted(), radius=torch.tensor(0.5)), knife()
+    looked_up = edited(rule(fitted()), a)[0]
+    made = repelling(known, 0.0) if control == "no strength" else repelling(replace(known, radius=None))
+    assert torch.equal(edited(made, a)[0], looked_up)
+    assert not torch.equal(edited(repelling(known), a)[0], looked_up)
+
+
+def test_a_token_of_which_neither_a_token_nor_a_pair_tells_is_looked_up_among_all():
+    """Its gate was opened elsewhere: whichever of all known tokens is nearest lends what harm has added to it."""
+    eye = torch.eye(4)
+    known = Counterparts(Known(eye[:2], 3 * eye[:2]), Known(eye[2:], 5 * eye[2:]))
+    no, yes = torch.tensor([False, False]), torch.tensor([True, True])
+    a = eye[[0, 2]]
+    assert torch.equal(known.harm(a, no, no, 1), torch.stack([3 * eye[0], 5 * eye[2]]))
+    for alone, together, only in ((yes, no, 3 * eye[:2]), (no, yes, 5 * eye[2:])):
+        assert all((row == only).all(1).any() for row in known.harm(a, alone, together, 1)), "the control: of one bank"
+
+
+@pytest.mark.parametrize("options", [{"within": 0.0}, {"within": 1.5}])
+def test_a_share_that_is_none_is_refused(options):
+    with pytest.raises(UsageError, match="expected at least 1 known token, and a share"):
+        fitted(quiet=recording(QUIET), **options)
+
+
+@pytest.mark.parametrize("options", [{"unknown": -1.0}, {"unknown": float("nan")}, {"unknown": 2.0, "by": "map"}])
+def test_a_strength_for_unknown_tokens_that_makes_no_sense_is_refused(options):
+    with pytest.raises(UsageError, match="expected unknown from 0 on, and above it with by='counterparts'"):
+        Replace(**({"by": "counterparts"} | options))
+
+
 # ---- how many are known
 
 
@@ -203,7 +277,7 @@ def test_a_part_of_the_prompts_can_be_asked_for():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: fitted(size=0), "size=0: expected at least 1 known token"),
+        (lambda: fitted(size=0), "size=0, within=0.9: expected at least 1 known token"),
         (lambda: fitted(HARMLESS), "There are 0 harmful prompts with safe twins and 12 benign prompts"),
         (lambda: fitted([row | {"twin": ""} for row in GUNS]), "record harmful prompts with their safe twins"),
         (lambda: rule(None), r"looks up counterparts at 'txt\.embed' and there are none: give those of fit_counterpar"),

@@ -218,17 +218,17 @@ def test_replace_by_counterparts_takes_the_mean_of_what_harm_has_added_to_the_ne
 
 
 def test_by_the_dose_each_image_of_a_batch_is_looked_up_in_a_bank_of_its_own():
-    """Together only where pairs tell of it and no token does; the gate is open for all, as attest opens it."""
+    """Together only where pairs tell of it and no token does; where neither does, as attest opens it, among all."""
     x = normal(2, 5, D_IN)
     own = sae().encode(x)[..., M].sum(-1).amax(1)
     loud = int(own.argmax())
     assert own[loud] > own[1 - loud]
     pair = replace(Dose.of(torch.ones(3)), bias=-own.mean(), pairs=torch.tensor([[0, 1]]), pair_weights=torch.zeros(1))
-    for height, quiet in ((1.0, "together"), (-1.0, "alone")):
+    for height, quiet in ((1.0, counterparts().together), (-1.0, counterparts().all())):
         dose = replace(pair, pair_bias=torch.tensor(height))
         out, open_ = acted(rule(Replace(1.0, "counterparts", 1), gate=-1e9, found=features(dose=dose)), x)
         assert open_.all()
-        for image, bank in ((loud, counterparts().alone), (1 - loud, getattr(counterparts(), quiet))):
+        for image, bank in ((loud, counterparts().alone), (1 - loud, quiet)):
             near = torch.cdist(x[image], bank.tokens).argmin(1)
             torch.testing.assert_close(out[image], x[image] - bank.delta[near])
 

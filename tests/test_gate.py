@@ -31,6 +31,16 @@ def test_the_scope_decides_whether_one_token_opens_the_gate_for_its_whole_image(
     assert Gate(2.0, "image")(z, at()).tolist() == [[True] * 3, [False] * 3]
 
 
+def test_what_other_sites_have_opened_for_opens_it_where_it_is_of_images_and_in_rows_that_are_steered():
+    z, opened = torch.zeros(2, 3, 1), torch.tensor([True, False])
+    assert Gate(2.0, "image")(z, at(), opened).tolist() == [[True] * 3, [False] * 3]
+    assert not Gate(2.0, "image")(z, at()).any(), "the control"
+    assert not Gate(2.0, "token")(z, at(), opened).any()
+    assert not Gate(2.0, "image")(z, at(rows=("uncond", "cond")), opened).any()
+    assert Gate(2.0, "image", rows="all")(z, at(rows=("uncond", "cond")), opened)[0].all()
+    assert not Gate(2.0, "image", sigmas=(0.6, 1.0))(z, at(), opened).any()
+
+
 def test_the_window_holds_both_its_ends_and_nothing_beyond():
     z, gate = torch.ones(2, 3, 1), Gate(0.0, sigmas=(0.25, 0.75))
     for sigma, opens in ((0.25, True), (0.5, True), (0.75, True), (0.24, False), (0.76, False)):

@@ -17,6 +17,7 @@ from safedig.prompts import prompts_from_rows
 from safedig.sae.model import Decoder, SparseAutoencoder, ThresholdEncoder
 from safedig.sae.train import SAEOptions, train
 from safedig.sites import d_in, sites, transformer
+from safedig.steering.applied import Opened
 from safedig.steering.edits import Blend, Repel, Replace
 from safedig.steering.gate import Gate
 from safedig.steering.guard import fit_guards
@@ -34,6 +35,7 @@ from tests.steerings import (
     detector,
     edited,
     made_of,
+    rule,
     steering,
     whole,
 )
@@ -148,9 +150,9 @@ def test_the_unconditional_row_is_left_alone_unless_asked(pipe):
 
 def attach_only_uncond(pipe, made, encoder, rows):
     class OnlyUncond(Gate):
-        def __call__(self, z, context):
+        def __call__(self, z, context, opened=None):
             uncond = torch.tensor([row == "uncond" for row in context.rows])
-            return super().__call__(z, context) & uncond[:, None]
+            return super().__call__(z, context, opened) & uncond[:, None]
 
     base = made.rules[POOLED]
     return made_of(pipe, {POOLED: replace(base, encoder=encoder, gate=OnlyUncond(0.0, rows=rows))})
@@ -351,6 +353,102 @@ def test_it_says_in_a_few_lines_what_it_does_where(tiny_random_flux):
     assert len(lines) == 4 and lines[0] == f"Steering at 3 sites of the model {made.model[:12]}…"
     for words in (str(TXT), "Repel(strength=1.5", "Blend(strength=0.5", "on 3 features", "cond rows, σ 0.25–1"):
         assert words in lines[1]
+
+
+# ---- sites that open the gates of others
+
+
+def watching(pipe, watched=POOLED, scope="image", acting=True):
+    """A detector that edits nothing, and at the text tokens an edit whose own gate never opens."""
+    watch = replace(detector(pipe, "a gun", "a cup", [watched]).rules[watched], edits=())
+    act = rule(pipe, TXT, NEVER, scope=scope)
+    shut = replace(watch, gate=Gate(NEVER, "image"))
+    return made_of(pipe, {watched: replace(watch, gate=Gate(0.0, "image")) if acting else shut, TXT: act})
+
+
+def test_an_image_that_a_watched_site_tells_is_edited_elsewhere_and_no_bit_of_the_others_is(pipe):
+    prompts = ["a cup", "a gun", "a cup"]
+    plain, made = draw_images(pipe, prompts), watching(pipe)
+    with made.apply(pipe):
+        steered = draw_images(pipe, prompts)
+    assert torch.equal(steered[0], plain[0]) and torch.equal(steered[2], plain[2])
+    assert not torch.equal(steered[1], plain[1])
+    assert all(touch.moved == 0 for image in made.audit for touch in image if touch.site == POOLED)
+    assert [sum(touch.moved > 0 for touch in image) for image in made.audit] == [0, 3, 0], "in each of three steps"
+
+
+def test_control_without_what_is_watched_or_by_tokens_nothing_is_edited(pipe):
+    plain = draw_images(pipe, ["a cup", "a gun"])
+    for made in (watching(pipe, acting=False), watching(pipe, scope="token")):
+        with made.apply(pipe):
+            assert torch.equal(draw_images(pipe, ["a cup", "a gun"]), plain)
+
+
+def test_what_a_site_tells_opens_none_that_was_passed_before_it(pipe):
+    """Nor in the next step: each decides by what it has seen itself."""
+    made, plain = watching(pipe, IMG), draw_images(pipe, ["a gun", "a cup"])
+    with made.apply(pipe):
+        assert torch.equal(draw_images(pipe, ["a gun", "a cup"]), plain)
+    assert any(touch.open.any() for image in made.audit for touch in image if touch.site == IMG), "the control"
+
+
+def test_a_watched_site_decides_anew_in_each_call(pipe):
+    with watching(pipe).apply(pipe):
+        first, gun = draw_images(pipe, ["a cup"]), draw_images(pipe, ["a gun"])
+        assert torch.equal(draw_images(pipe, ["a cup"]), first) and torch.equal(draw_images(pipe, ["a gun"]), gun)
+    assert torch.equal(draw_images(pipe, ["a cup"]), first) and not torch.equal(draw_images(pipe, ["a gun"]), gun)
+
+
+def test_what_one_steering_tells_opens_no_gate_of_another_on_the_same_pipeline(pipe):
+    both = watching(pipe)
+    watch, act = (made_of(pipe, {site: one}) for site, one in both.rules.items())
+    plain = draw_images(pipe, ["a gun"])
+    with watch.apply(pipe), act.apply(pipe):
+        assert torch.equal(draw_images(pipe, ["a gun"]), plain)
+    with watch.merge(act).apply(pipe):
+        assert not torch.equal(draw_images(pipe, ["a gun"]), plain), "merged they are one"
+
+
+def test_a_pass_ends_with_its_step_its_rows_or_where_a_site_is_passed_again():
+    opened, one, two = Opened(), torch.tensor([True, False]), torch.tensor([False, True])
+    at = {site: Context(site, 0, 0.5, ("cond", "cond")) for site in (POOLED, TXT)}
+    assert opened.before(at[POOLED]) is None
+    opened.add(at[POOLED], one)
+    assert torch.equal(opened.before(at[TXT]), one)
+    opened.add(at[TXT], two)
+    assert opened.before(Context(IMG, 1, 0.4, ("cond", "cond"))) is None
+    for other in (Context(TXT, 0, 0.5, ("uncond", "uncond")), at[POOLED]):
+        opened.before(at[POOLED])
+        opened.add(at[POOLED], one)
+        assert opened.before(other) is None
+    opened.before(at[POOLED])
+    opened.add(at[POOLED], one)
+    opened.before(at[TXT])
+    opened.add(at[TXT], two)
+    assert opened.before(Context(IMG, 0, 0.5, ("cond", "cond"))).all(), "what each has opened for adds up"
+
+
+def test_a_watched_site_has_no_edit_and_what_only_an_edit_needs_is_not_asked_of_it(tiny_random_flux):
+    made = edited(tiny_random_flux, [Replace()], [TXT, POOLED], watch=[POOLED], scope="image")
+    assert made.rules[POOLED].edits == () and made.rules[TXT].edits and made.rules[POOLED].material.bank is None
+    assert "watches" in str(made).splitlines()[2]
+    _, contrasts, features = whole(tiny_random_flux, [TXT, POOLED])
+    saes = {TXT: whole(tiny_random_flux, [TXT])[0][TXT]}
+    options = {"reconstruction": saes, "watch": [POOLED], "scope": "image"}
+    assert Steering(contrasts, features, [Blend()], **options).rules.keys() == {TXT, POOLED}
+
+
+@pytest.mark.parametrize(
+    ("watch", "scope", "message"),
+    [
+        ([IMG], "image", "no features for 'transformer_blocks.0.img.resid_post', which is to be watched"),
+        ([POOLED], "token", "scope='image'"),
+        ([TXT, POOLED], "image", "one that is not watched"),
+    ],
+)
+def test_what_cannot_be_watched_is_explained(tiny_random_flux, watch, scope, message):
+    with pytest.raises(UsageError, match=message):
+        edited(tiny_random_flux, [Repel()], [TXT, POOLED], watch=watch, scope=scope)
 
 
 # ---- several steerings on one pipeline

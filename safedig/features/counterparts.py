@@ -4,8 +4,9 @@ Tokens that harm leaves alone are among them, each its own counterpart, so that 
 Harm that only two things make together is kept apart: there a harmless thing has to go, which elsewhere may stay.
 """
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -43,6 +44,10 @@ class Known:
         near = torch.cdist(a, self.tokens).topk(k, dim=1, largest=False, sorted=False).indices
         return embedding_bag(near, self.delta, mode="mean")
 
+    def distance(self, a: Float[Tensor, "token d_in"]) -> Float[Tensor, " token"]:
+        """From each token to the known one that is nearest; infinite where none is known."""
+        return torch.cdist(a, self.tokens).amin(1) if len(self.tokens) else torch.full_like(a[:, 0], math.inf)
+
 
 @dataclass(frozen=True, eq=False)
 class Counterparts:
@@ -52,15 +57,39 @@ class Counterparts:
     """Of prompts in which a single token tells of harm, and of benign prompts."""
     together: Known
     """Of prompts in which only several do."""
+    radius: Float[Tensor, ""] | None = None
+    """A token farther than this from every known one is unknown; None takes them all for known."""
 
     def harm(
-        self, a: Float[Tensor, "token d_in"], alone: Bool[Tensor, " token"], nearest: int
+        self,
+        a: Float[Tensor, "token d_in"],
+        alone: Bool[Tensor, " token"],
+        together: Bool[Tensor, " token"],
+        nearest: int,
     ) -> Float[Tensor, "token d_in"]:
-        """What harm has added to each token; `alone`: in its image a single token tells of harm."""
-        found = torch.zeros_like(a)
-        for known, which in ((self.alone, alone), (self.together, ~alone)):
+        """What harm has added to each token; of its image a single token tells, or only several do.
+
+        Where neither does, and the gate was opened elsewhere, it is looked up among all that are known.
+        """
+        found, neither = torch.zeros_like(a), ~(alone | together)
+        for known, which in ((self.alone, alone), (self.together, together)):
             found[which] = known.harm(a[which], nearest)
+        if neither.any():
+            found[neither] = self.all().harm(a[neither], nearest)
         return found
+
+    def all(self) -> Known:
+        parts = [known for known in (self.alone, self.together) if len(known.tokens)]
+        return Known(torch.cat([known.tokens for known in parts]), torch.cat([known.delta for known in parts]))
+
+    def unknown(self, a: Float[Tensor, "token d_in"]) -> Bool[Tensor, " token"]:
+        """The tokens that are like none of the known ones."""
+        far = self.distance(a)
+        return torch.zeros_like(far, dtype=torch.bool) if self.radius is None else far > self.radius
+
+    def distance(self, a: Float[Tensor, "token d_in"]) -> Float[Tensor, " token"]:
+        """From each token to the nearest of them all."""
+        return self.alone.distance(a).minimum(self.together.distance(a))
 
 
 def fit_counterparts(
@@ -69,19 +98,28 @@ def fit_counterparts(
     features: Mapping[Site, Features],
     prompts: Prompts | None = None,
     *,
+    quiet: Activations | None = None,
+    within: float = 0.9,
     size: int = 4096,
     seed: int = 0,
 ) -> dict[Site, Counterparts]:
     """From harmful prompts with safe twins and benign prompts, in one pass; `features` are calibrated.
 
     At most `size` tokens of each sort are kept, a uniform sample: changed by harm or not, of either sort of prompt.
-    Text is aligned word for word (activations/alignment.py). Memory: 32 · d_in · size bytes a site.
+    Text is aligned word for word (activations/alignment.py). With `quiet`, benign prompts that nothing was learnt from,
+    a token is unknown that lies farther from all kept ones than a share `within` of theirs; else none is. Memory:
+    32 · d_in · size bytes a site.
     """
-    if size < 1:
-        raise UsageError(f"size={size}: expected at least 1 known token.")
+    if size < 1 or not 0 < within <= 1:
+        raise UsageError(
+            f"size={size}, within={within}: expected at least 1 known token, and a share above 0, up to 1."
+        )
     activations = activations if prompts is None else activations.of(prompts)
     check_both(activations)
-    return {site: _fitted(saes[site], activations.at(site), one, size, seed) for site, one in features.items()}
+    found = {site: _fitted(saes[site], activations.at(site), one, size, seed) for site, one in features.items()}
+    if quiet is None:
+        return found
+    return {site: replace(one, radius=_radius(one, quiet.at(site), within)) for site, one in found.items()}
 
 
 def _fitted(sae: SparseAutoencoder, activations: Activations, features: Features, size: int, seed: int) -> Counterparts:
@@ -93,6 +131,13 @@ def _fitted(sae: SparseAutoencoder, activations: Activations, features: Features
         kept[heard, True].add(rows[one.harmful])
         kept[heard, False].add(_harmless(rows, one))
     return Counterparts(_known(kept, True), _known(kept, False))
+
+
+def _radius(known: Counterparts, quiet: Activations, within: float) -> Float[Tensor, ""]:
+    far = [known.distance(batch.x.float().cpu()) for batch in quiet]
+    if not far:
+        raise UsageError("There is no token in the recording of quiet prompts, by which known tokens are told.")
+    return torch.cat(far).quantile(within)
 
 
 def _harmless(rows: Float[Tensor, "token two_d_in"], one: Labelled) -> Float[Tensor, "harmless two_d_in"]:

@@ -194,6 +194,7 @@ class Recipe:
     prompts: Counts = field(default_factory=Counts)
     sae: SAEOptions = field(default_factory=SAEOptions)
     # What is None is left out of the TOML, and so out of `sha`: results of the tiny recipes stay what they were.
+    watch: tuple[str, ...] | None = None  # sites of which demo and calibrate open the gates of the others, unedited
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     device: str | None = None  # "auto" is the accelerator where there is one
     offload: Offload | None = None

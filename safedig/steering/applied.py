@@ -43,15 +43,41 @@ class Touch:
     """‖a′ − a‖ / ‖a‖ over all tokens of the image."""
 
 
+class Opened:
+    """The images that gates of one steering have opened for, in the pass through the model that is under way.
+
+    A site that is passed for the second time, or another step or batch, begins a new pass.
+    """
+
+    def __init__(self) -> None:
+        self._pass: tuple[int, tuple[Row, ...]] | None = None
+        self._sites: set[Site] = set()
+        self._images: Bool[Tensor, " batch"] | None = None
+
+    def before(self, context: Context) -> Bool[Tensor, " batch"] | None:
+        """Those at the sites that this pass has come by; None at its first."""
+        now = (context.step, context.rows)
+        if self._pass != now or context.site in self._sites:
+            self._pass, self._sites, self._images = now, set(), None
+        return self._images
+
+    def add(self, context: Context, images: Bool[Tensor, " batch"]) -> None:
+        """What `before` gave is among them, or the gate stays shut for a reason of its own."""
+        self._sites.add(context.site)
+        self._images = images if self._images is None else self._images.to(images.device) | images
+
+
 class Live:
     """A rule on a running pipeline: goes to where the activations are, counts, and keeps the audit of the last call."""
 
-    def __init__(self, rule: Rule):
+    def __init__(self, rule: Rule, opened: Opened | None = None):
         self.rule = rule
+        self.opened = opened or Opened()
+        """What the rules of one steering share."""
         self.passed = 0
         self.touched: int | Tensor = 0
         self._seen: list[tuple[Context, Tensor, Tensor, Tensor]] = []
-        self._last: tuple[Tensor, tuple[Row, ...], list[bool], Tensor, Tensor] | None = None
+        self._last: tuple[Tensor, tuple[Row, ...], list[bool], Tensor | None, Tensor, Tensor] | None = None
 
     def begin(self) -> None:
         """A call of the pipeline begins."""
@@ -64,6 +90,7 @@ class Live:
         self.rule = self.rule.to(x.device)
         open_, delta = self._decided(x, context)
         out = self.rule.applied(x, open_, delta)
+        self.opened.add(context, open_.any(1))
         self.passed += steered * x.shape[1]
         self.touched = self.touched + open_.sum()
         self._seen.append((context, open_, delta.norm(dim=-1), vector_norm(x, dim=-1, dtype=torch.float32)))
@@ -75,11 +102,13 @@ class Live:
         A guard reads σ, so that nothing is kept where there is one.
         """
         steered, last = self.rule.gate.steered(context), self._last
-        if last is not None and last[1:3] == (context.rows, steered) and torch.equal(last[0], x):
-            return last[3:]
-        open_, delta = self.rule.decided(x, context)
+        opened = self.opened.before(context)
+        opened = None if opened is None else opened.to(x.device)
+        if last is not None and last[1:3] == (context.rows, steered) and _same(last[0], x) and _same(last[3], opened):
+            return last[4:]
+        open_, delta = self.rule.decided(x, context, opened)
         if not context.site.family and self.rule.guard is None:
-            self._last = (x, context.rows, steered, open_, delta)
+            self._last = (x, context.rows, steered, opened, open_, delta)
         return open_, delta
 
     def touches(self) -> Iterator[Touch]:
@@ -91,6 +120,10 @@ class Live:
                 if steered[at]:
                     image = context.rows[:at].count(row)
                     yield Touch(image, row, context.site, context.step, context.sigma, open_[at].cpu(), share)
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
 
 
 class _Session:

@@ -96,18 +96,22 @@ class Replace:
     """a' = a + s · (v − a): a detected token takes an in-distribution value v, and the SAE is a detector only.
 
     By counterparts: v − a is minus the mean of what harm has added to the `nearest` known tokens, which is nothing
-    where these are harmless: with scope="image" only the harm goes. By prototypes: v is the mean of what the `nearest`
-    safe ones are reconstructed to. By the map (arXiv 2606.31699): the mean of the `nearest` undetected tokens of the
-    same image, nearest to the token without what the directions attribute to harm; where all its tokens are detected,
-    that itself.
+    where these are harmless: with scope="image" only the harm goes. A token like none of them is repelled instead, with
+    the strength `unknown`. By prototypes: v is the mean of what the `nearest` safe ones are reconstructed to. By the
+    map (arXiv 2606.31699): the mean of the `nearest` undetected tokens of the same image, nearest to the token without
+    what the directions attribute to harm; where all its tokens are detected, that itself.
     """
 
     strength: float = 1.0
     by: Literal["counterparts", "prototypes", "map"] = "prototypes"
     nearest: int = 8
+    unknown: float = 0.0
+    """By counterparts: how far a token goes by the contrast decoder (see Repel) that is like no known one."""
 
     def __post_init__(self) -> None:
         _check(self)
+        if not (math.isfinite(self.unknown) and self.unknown >= 0) or (self.unknown and self.by != "counterparts"):
+            raise UsageError(f"{self}: expected unknown from 0 on, and above it with by='counterparts' alone.")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -122,10 +126,7 @@ class Replace:
     ) -> Float[Tensor, "batch token d_in"]:
         delta = torch.zeros_like(a)
         if self.by == "counterparts":
-            assert material.counterparts is not None
-            pairs = None if material.dose is None else material.dose.only_pairs(z)[:, None]
-            alone = (open_ if pairs is None else open_ & ~pairs)[open_]
-            delta[open_] = -self.strength * material.counterparts.harm(a[open_], alone, self.nearest)
+            delta[open_] = -self.strength * self._harm(a, z, open_, material)
             return delta
         if self.by == "prototypes":
             bank = material.bank
@@ -141,6 +142,25 @@ class Replace:
                 value = mean_of(others, near)
             delta[image, detected] = self.strength * (value - tokens)
         return delta
+
+    def _harm(
+        self,
+        a: Float[Tensor, "batch token d_in"],
+        z: Float[Tensor, "batch token features"],
+        open_: Bool[Tensor, "batch token"],
+        material: Material,
+    ) -> Float[Tensor, "open d_in"]:
+        """What harm has added to each open token: what is known of its like, else what its codes say."""
+        known, dose, here = material.counterparts, material.dose, a[open_]
+        assert known is not None
+        alone, together = open_, torch.zeros_like(open_)
+        if dose is not None and len(dose.pairs):
+            alone, together = open_ & dose.alone(z)[:, None], open_ & dose.only_pairs(z)[:, None]
+        harm = known.harm(here, alone[open_], together[open_], self.nearest)
+        if not self.unknown:
+            return harm
+        said = self.unknown * (z[open_] @ material.directions)
+        return torch.where(known.unknown(here)[:, None], said, harm)
 
 
 Edit = Repel | Blend | Replace

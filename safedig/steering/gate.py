@@ -20,7 +20,8 @@ class Gate:
 
     threshold: float
     scope: Literal["token", "image"] = "token"
-    """What a token over the threshold opens it for: itself, or all tokens of its image, where the harm has spread."""
+    """What a token over the threshold opens it for: itself, or all tokens of its image, where the harm has spread; of
+    the image also those that pass the steering's other sites later in the same step."""
     rows: Literal["cond", "all"] = "cond"
     """Under guidance the unconditional row is what the image is pushed away from; by default it is left alone."""
     sigmas: tuple[float, float] = (0.0, 1.0)
@@ -30,9 +31,17 @@ class Gate:
         if not self.sigmas[0] <= self.sigmas[1]:
             raise UsageError(f"sigmas={self.sigmas}: expected the lowest σ first, then the highest.")
 
-    def __call__(self, z: Float[Tensor, "batch token features"], context: Context) -> Bool[Tensor, "batch token"]:
+    def __call__(
+        self,
+        z: Float[Tensor, "batch token features"],
+        context: Context,
+        opened: Bool[Tensor, " batch"] | None = None,
+    ) -> Bool[Tensor, "batch token"]:
+        """`opened`: the images that gates of other sites have opened for, and so does this one if it is of images."""
         over = z.sum(-1) > self.threshold
-        over = over if self.scope == "token" else over.any(-1, keepdim=True).expand_as(over)
+        if self.scope == "image":
+            image = over.any(-1) if opened is None else over.any(-1) | opened
+            over = image[:, None].expand_as(over)
         steered = self.steered(context)
         return over if all(steered) else over & torch.tensor(steered, device=z.device)[:, None]
 

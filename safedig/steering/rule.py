@@ -42,12 +42,15 @@ class Rule:
         return self.applied(x, open_, delta), open_, delta
 
     def decided(
-        self, x: Float[Tensor, "batch token d_in"], context: Context
+        self,
+        x: Float[Tensor, "batch token d_in"],
+        context: Context,
+        opened: Bool[Tensor, " batch"] | None = None,
     ) -> tuple[Bool[Tensor, "batch token"], Float[Tensor, "batch token d_in"]]:
-        """The tokens that the gate opens for, and what is to be added to these."""
+        """The tokens that the gate opens for, and what is to be added to these; `opened`: see `Gate`."""
         a = x.float()
         z = self.encoder(a)
-        open_ = self.gate(self._heights(z)[..., None], context)
+        open_ = self.gate(self._heights(z)[..., None], context, opened)
         delta = self.delta(a, z, open_)
         return open_, delta if self.guard is None else self.guard(a, delta, context.sigma)
 
@@ -104,7 +107,7 @@ class Rule:
 
     def __str__(self) -> str:
         gate, low_high = self.gate, "–".join(f"{sigma:g}" for sigma in self.gate.sigmas)
-        acts = " + ".join(map(str, self.edits)) or "nothing"
+        acts = " + ".join(map(str, self.edits)) or "watches, no edit,"
         guarded = "" if self.guard is None else ", guarded"
         return (
             f"{acts} on {len(self.index)} features; opens above {gate.threshold:.3g} for the {gate.scope}, "

@@ -18,7 +18,7 @@ from ..sae.model import SparseAutoencoder
 from ..sites import Site, SiteError, d_in, ports
 from ..storage import part
 from . import bundle
-from .applied import Live, Touch, put_on
+from .applied import Live, Opened, Touch, put_on
 from .edits import Edit, Repel, check_together, from_json, to_json
 from .gate import Gate
 from .guard import Guard
@@ -41,6 +41,7 @@ class Steering:
         reconstruction: Mapping[Site, SparseAutoencoder] | None = None,
         counterparts: Mapping[Site, Counterparts] | None = None,
         guards: Mapping[Site, Guard] | None = None,
+        watch: Sequence[Site] = (),
         scope: Literal["token", "image"] = "token",
         rows: Literal["cond", "all"] = "cond",
         sigmas: Window | Mapping[Site, Window] = (0.0, 1.0),
@@ -48,11 +49,14 @@ class Steering:
         """Repel reads the decoders of `saes` (of `fit_contrast`), Blend and Replace those of `reconstruction`.
 
         Without `reconstruction` both read `saes`. Replace(by="counterparts") looks up those of `fit_counterparts`. The
-        edits' deltas are summed (see edits.py); `guards` of `fit_guards` bound them. `sigmas` is the window of all
-        sites, or of each one; for scope and rows see `Gate`.
+        edits' deltas are summed (see edits.py); `guards` of `fit_guards` bound them. Sites to `watch` are not edited:
+        an image that they tell is harmful is open at those passed after them. `sigmas` is the window of all sites, or
+        of each one; for scope and rows see `Gate`.
         """
-        check_together(tuple(edits), tokens=not any(_one_token(site) for site in features), scope=scope)
-        _check_saes(saes, features, edits, reconstruction)
+        edited = [site for site in features if site not in watch]
+        check_together(tuple(edits), tokens=not any(_one_token(site) for site in edited), scope=scope)
+        _check_saes(saes, features, edited if any(edit.needs for edit in edits) else [], reconstruction)
+        _check_watch(watch, features, scope)
         models = {str(saes[site].metadata.get("model", "")) for site in features}
         if len(models) != 1 or "" in models:
             raise UsageError("The SAEs do not all name one model that they were trained on: train them together.")
@@ -62,8 +66,9 @@ class Steering:
         self.facts: dict[Site, dict[str, Any]] = {}
         """Of each site what its autoencoder and its features were learnt from, as JSON."""
         self._live: dict[Site, Live] = {}
-        needs = [need for edit in edits for need in edit.needs]
         for site, found in features.items():
+            own = tuple(edits) if site in edited else ()
+            needs = [need for edit in own for need in edit.needs]
             sae, other = saes[site], None if reconstruction is None else reconstruction.get(site)
             window = sigmas if isinstance(sigmas, tuple) else sigmas.get(site, (0.0, 1.0))
             self.rules[site] = Rule(
@@ -71,7 +76,7 @@ class Steering:
                 columns(sae, found.index),
                 Material.of(site, sae, found, needs, other, None if counterparts is None else counterparts.get(site)),
                 Gate(found.threshold, scope, rows, window),
-                tuple(edits),
+                own,
                 None if guards is None else guards.get(site),
             )
             said = {name: sae.metadata[name] for name in _KEPT if name in sae.metadata}
@@ -115,7 +120,8 @@ class Steering:
         it was not made for, and is to steer all the same.
         """
         self.check(pipe, force)
-        self._live = live = {site: Live(rule) for site, rule in self.rules.items()}
+        opened = Opened()
+        self._live = live = {site: Live(rule, opened) for site, rule in self.rules.items()}
         with put_on(pipe, live):
             yield self
 
@@ -203,17 +209,27 @@ def _one_token(site: Site) -> bool:
     return site.stream in ("pooled", "temb")
 
 
+def _check_watch(watch: Sequence[Site], features: Mapping[Site, Features], scope: str) -> None:
+    """What is watched can open a gate somewhere."""
+    if missing := [site for site in watch if site not in features]:
+        raise UsageError(f"There are no features for '{missing[0]}', which is to be watched: find or weigh them there.")
+    if watch and (scope != "image" or not features.keys() - set(watch)):
+        raise UsageError(
+            "A watched site opens the gates of other sites, of whole images: give features of one that is not watched, "
+            "and scope='image'."
+        )
+
+
 def _check_saes(
     saes: Mapping[Site, SparseAutoencoder],
     features: Mapping[Site, Features],
-    edits: Sequence[Edit],
+    reconstructed: Sequence[Site],
     reconstruction: Mapping[Site, SparseAutoencoder] | None,
 ) -> None:
-    """Each site with features has its SAEs."""
-    needed = {"saes": saes} if reconstruction is None else {"saes": saes, "reconstruction": reconstruction}
-    for name, given in needed.items():
-        for site in features:
-            if site not in given and (name == "saes" or any(edit.needs for edit in edits)):
+    """Each site with features has its SAEs; `reconstructed`: the sites whose edits need more than the directions."""
+    for name, given, sites in (("saes", saes, [*features]), ("reconstruction", reconstruction, reconstructed)):
+        for site in sites:
+            if given is not None and site not in given:
                 raise UsageError(
                     f"There are features for '{site}' and no SAE in {name}=: give the one that they were found in, or "
                     "leave the site out."

@@ -25,7 +25,7 @@ from safedig.steering import bundle
 from safedig.steering.openings import touched
 from safedig.steering.setting import Setting, set_to
 from safedig.steering.steering import Steering
-from safedig.verbs.learning import Learnt, drawn, learn, recorded
+from safedig.verbs.learning import Learnt, drawn, learn, passed, recorded
 
 Row = dict[str, Any]
 CELLS, LEARNT = "cells.jsonl", "learnt"
@@ -90,6 +90,7 @@ class Bench:
                 "quiet": _sha([_words(row) for row in asked.quiet]),
             }
             | ({"prompts": bank.sha} if bank.sha else {})
+            | ({"watch": recipe.watch} if recipe.watch else {})
         )
         facts = common | {"judge": self.judge, "prompts": _sha([_words(row) for row in asked.harmful + asked.benign])}
         self.response = Response(pipe, drawing, looks.labels, asked.harmful, asked.benign, Cells(out / CELLS), facts)
@@ -128,7 +129,7 @@ class Bench:
 
     @cached_property
     def _unsteered(self) -> Activations:
-        return recorded(self.pipe, self.recipe, self.sites, self.asked.benign)
+        return recorded(self.pipe, self.recipe, passed(self.recipe, self.sites), self.asked.benign)
 
 
 def _words(row: Row) -> tuple[str, str, int]:

@@ -89,7 +89,8 @@ def _learn(pipe: Any, recipe: Recipe) -> Any:
 
     quiet = drawn("calibrate", dict.fromkeys(BENIGN, recipe.prompts.quiet), recipe.seed)
     learnt = learn(pipe, recipe, recipe.sites, quiet)
-    return set_to(learnt.steering("replace", list(learnt.saes), 1 - recipe.quantile), recipe.strength)
+    edited = [site for site in learnt.saes if site not in learnt.watch]
+    return set_to(learnt.steering("replace", edited, 1 - recipe.quantile), recipe.strength)
 
 
 def _report(recipe: Recipe, options: Options, kinds: tuple[str, ...]) -> list[Row]:

@@ -43,14 +43,17 @@ class Learnt:
     """Harmful prompts with twins that show one thing in the hazard's place, and benign prompts."""
     quiet: Activations
     """Benign prompts that set the gates."""
+    watch: Sequence[Site] = ()
+    """Sites whose gates open those of the edited ones."""
 
     def steering(self, edit: str, sites: Sequence[Site], epsilon: float) -> Steering:
         """One edit at these sites, its gates open on no more than a share ε of benign prompts of each kind."""
         found = self._with_prototypes if edit == "blend" else self.features
-        features = calibrated({site: found[site] for site in sites}, self.saes, self.quiet, epsilon=epsilon)
+        watch = [site for site in self.watch if site not in sites]
+        features = calibrated({site: found[site] for site in [*sites, *watch]}, self.saes, self.quiet, epsilon=epsilon)
         known = fit_counterparts(self.saes, self.lessons, features) if edit == "replace" else None
         saes = self._contrast if edit == "repel" else self.saes
-        return Steering(saes, features, [EDITS[edit]], counterparts=known, scope="image")
+        return Steering(saes, features, [EDITS[edit]], counterparts=known, watch=watch, scope="image")
 
     @cached_property
     def _with_prototypes(self) -> dict[Site, Features]:
@@ -66,7 +69,9 @@ class Learnt:
 def learn(pipe: Any, recipe: Recipe, sites: Sequence[str], quiet: list[Row], bank: Bank | None = None) -> Learnt:
     """Record, train one SAE a site, and weigh its features; on the tiny world's prompts unless a bank is given."""
     from safedig.sae.train import train
+    from safedig.sites import resolve
 
+    sites = passed(recipe, sites)
     n, seed = recipe.prompts.learn, recipe.seed
     harmful, plain = {"harmful": n, "mixed": n // 2}, {"benign": n, "near-miss": n // 2}
     pairs, benign = drawn("train", harmful, seed, bank), drawn("train", plain, seed, bank)
@@ -76,7 +81,13 @@ def learn(pipe: Any, recipe: Recipe, sites: Sequence[str], quiet: list[Row], ban
     features = weigh(saes, acts)
     for site, found in features.items():
         say(f"{site}: {len(found)} harmful features of {saes[site].d_sae}")
-    return Learnt(saes, features, acts.of(stand_ins + benign), recorded(pipe, recipe, sites, quiet))
+    watch = resolve(pipe, recipe.watch or ())
+    return Learnt(saes, features, acts.of(stand_ins + benign), recorded(pipe, recipe, sites, quiet), watch)
+
+
+def passed(recipe: Recipe, sites: Sequence[str]) -> list[str]:
+    """The sites that are edited, and those that the recipe watches."""
+    return [*sites, *(site for site in recipe.watch or () if site not in sites)]
 
 
 def drawn(split: str, kinds: Mapping[str, int], seed: int, bank: Bank | None = None, **wishes: Any) -> list[Row]:
