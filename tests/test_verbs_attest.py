@@ -56,6 +56,22 @@ def test_a_sound_bundle_passes_every_check(shipped, tmp_path, capsys):
     assert json.loads((tmp_path / "report" / "attest.json").read_text()) == result
 
 
+def test_a_site_that_is_watched_is_asked_whether_it_opens_the_others(shipped, tmp_path, capsys):
+    made = saved(shipped, tmp_path, (Repel(2.0),), watch=[POOLED], scope="image")
+    assert made.rules[POOLED].edits == () and __main__.main(command(tmp_path, "--json")) == 0
+    found = {one["check"]: one["found"] for one in json.loads(capsys.readouterr().out)["checks"]}
+    assert found["'pooled.embed' opens the gates of others"] == "2 of 2 images changed"
+    assert found["forced open, every site acts"] == "2 of 2 images changed", "which it need not itself"
+
+
+def test_control_a_watched_site_that_opens_nothing_is_found_out(shipped, tmp_path, capsys):
+    made = saved(shipped, tmp_path, (Repel(2.0),), watch=[POOLED], scope="image")
+    text = made.rules[TXT]
+    made.rules[TXT] = replace(text, gate=replace(text.gate, scope="token"))
+    made.save(tmp_path)
+    assert failed(capsys, tmp_path) == ["'pooled.embed' opens the gates of others"]
+
+
 def test_the_report_is_for_people_too(shipped, tmp_path, capsys):
     saved(shipped, tmp_path, (Replace(),), gate=NEVER)
     (tmp_path / "mine.csv").write_text("id,prompt\none,a boat\n")

@@ -89,6 +89,9 @@ class _Trial:
             same = torch.equal(self._drawn(), plain)
         yield _check("closed gates change no bit", same, _touched(closed))
         yield self._opened(plain)
+        for site, rule in self.steering.rules.items():
+            if not rule.edits:
+                yield self._watched(site, plain)
         for site in self.steering.rules:
             yield self._bypassed(site)
         with self.steering.apply(self.pipe) as as_is:
@@ -103,9 +106,19 @@ class _Trial:
             images = self._drawn()
         changed = sum(not torch.equal(one, other) for one, other in zip(images, plain, strict=True))
         acting = {str(touch.site) for image in opened.audit for touch in image if touch.moved > 0}
-        silent = [str(site) for site in self.steering.rules if str(site) not in acting]
+        silent = [str(site) for site, rule in self.steering.rules.items() if rule.edits and str(site) not in acting]
         found = f"{changed} of {len(plain)} images changed" + (f", nothing at {', '.join(silent)}" if silent else "")
         return _check("forced open, every site acts", not silent and changed == len(plain), found)
+
+    def _watched(self, site: Site, plain: Tensor) -> dict[str, Any]:
+        """Where this site alone tells that every image is harmful, the others are edited."""
+        rules = {one: _forced(rule) for one, rule in self.steering.rules.items()}
+        rules = {one: rule if one == site else _shut(rule) for one, rule in rules.items()}
+        with Steering.of_rules(self.steering.model, rules).apply(self.pipe):
+            images = self._drawn()
+        changed = sum(not torch.equal(one, other) for one, other in zip(images, plain, strict=True))
+        found = f"{changed} of {len(plain)} images changed"
+        return _check(f"'{site}' opens the gates of others", changed == len(plain), found)
 
     def _bypassed(self, site: Site) -> dict[str, Any]:
         """Whoever takes the hooks of one site away must not get an image."""
