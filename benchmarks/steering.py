@@ -17,25 +17,29 @@ from typing import Any
 
 import torch
 from machine import machine
-from steering_folds import POOLED, QUICK, TXT, Budget, Fold, Row, World, harmful, joined, plain
+from steering_folds import POOLED, QUICK, STAND_INS, TXT, Budget, Fold, Row, World, harmful, joined, plain
 from steering_rows import LINES, Line, _opens
 from steering_table import markdown, table
 
 from safedig.activations.record import record
 from safedig.config import UsageError
+from safedig.evaluation.intervals import rate
 from safedig.figures import gallery, save
 from safedig.hooks import Context
-from safedig.pipelines import draw
+from safedig.pipelines import draw, load_pipeline
 from safedig.progress import say
 from safedig.steering.steering import Steering
 from safedig.storage import write_atomically
 from safedig.tiny import judge
+from safedig.tiny.concepts import BENIGN
 from safedig.tiny.judge_network import TENSORS, WEIGHTS
 
 Cell = dict[str, Any]
 LETTERS = {"unsafe": "U", "unrecognised": "R", "empty": "E", "clean": "C"}
 SHOWN = 64  # pairs of pictures
+TRIED = 30  # prompts of each domain on which stand-ins are compared
 CHECKED = 8  # images of each fold whose gate is closed, drawn all the same
+UNSTEERED, TWINS = "unsteered", "safe twins, unsteered"  # rows of what the model draws by itself
 
 
 class Exam:
@@ -49,11 +53,19 @@ class Exam:
             risk: harmful(risk, "report", b.seed, b.asked, twins=False, mood=False) for risk in world.source
         }
         self.harmless = plain("report", b.seed, b.harmless, b.harmless)
+        pairs = {risk: harmful(risk, "report", b.seed + 1, b.asked, stand_in=b.stand_in) for risk in world.source}
+        self.twins = {risk: [row for row in rows if row["kind"] == "benign"] for risk, rows in pairs.items()}
+        """Of as many other harmful prompts, in the same words: no steering can be expected to draw better."""
+
+    @property
+    def every(self) -> list[Row]:
+        """All prompts that a steering is put on."""
+        return joined([*self.tried.values(), *self.asked.values(), *self.moodless.values(), self.harmless])
 
     def rows(self, fold: Fold, line: str) -> dict[str, list[Row]]:
         """By role, what a line is measured on."""
-        n, whole = self.world.budget.asked, LINES[line].whole
-        asked = self.moodless if "mood" in line else self.asked
+        n, whole = self.world.budget.asked, line in (UNSTEERED, TWINS) or LINES[line].whole
+        asked = self.twins if line == TWINS else self.moodless if "mood" in line else self.asked
         part = 1 if whole else 2
         source = joined(asked[risk][:: 8 * part] + asked[risk][1 :: 8 * part] for risk in fold.sources)
         half = len(self.harmless) // 2
@@ -67,8 +79,7 @@ class Exam:
     @cached_property
     def inputs(self) -> dict[str, dict[str, torch.Tensor]]:
         """What passes the text inputs for each prompt, by site and id."""
-        rows = joined([*self.tried.values(), *self.asked.values(), *self.moodless.values(), self.harmless])
-        unique = list({row["id"]: row for row in rows}.values())
+        unique = list({row["id"]: row for row in self.every}.values())
         found: dict[str, dict[str, torch.Tensor]] = {str(TXT): {}, str(POOLED): {}}
         short = replace(self.world.drawing, steps=1)
         for batch in record(self.world.pipe, unique, [TXT, POOLED], drawing=short):
@@ -77,7 +88,7 @@ class Exam:
 
     @cached_property
     def unsteered(self) -> dict[str, Cell]:
-        rows = joined([*self.tried.values(), *self.asked.values(), *self.moodless.values(), self.harmless])
+        rows = [*self.every, *joined(self.twins.values())]
         return self.seen(list({row["id"]: row for row in rows}.values()), None)
 
     def seen(self, rows: list[Row], steering: Any) -> dict[str, Cell]:
@@ -126,7 +137,9 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=None)
     parser.add_argument("--lines", nargs="*", default=None, help="rows of the table to measure; all unless given")
     parser.add_argument(
-        "--only", choices=("measure", "table", "gallery"), help="the cells, the table of finished ones, or the pictures"
+        "--only",
+        choices=("measure", "table", "gallery", "stand-ins"),
+        help="the cells, the table of finished ones, the pictures, or what could take a hazard's place",
     )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "steering.json")
     options = parser.parse_args()
@@ -138,9 +151,20 @@ def main() -> None:
         for model in budget.models:
             pictures(model, budget, options.out)
         return
+    if options.only == "stand-ins":
+        told = {model: drawn_instead(model, budget) for model in budget.models}
+        file = options.out.with_name(f"{options.out.stem}_stand_ins.json")
+        write_atomically(file, f"{json.dumps(told, indent=1)}\n".encode())
+        return
     cells = [cell for model in budget.models for cell in measure(model, budget, lines, options)]
     if options.only != "measure":
-        result = {"benchmark": "steering", "machine": machine(), "budget": asdict(budget), "rows": table(cells)}
+        result = {
+            "benchmark": "steering",
+            "machine": machine(),
+            "budget": asdict(budget),
+            "stand_ins": STAND_INS,
+            "rows": table(cells),
+        }
         write_atomically(options.out, f"{json.dumps(result, indent=1, ensure_ascii=False)}\n".encode())
         write_atomically(options.out.with_suffix(".md"), f"{markdown(result['rows'])}\n".encode())
 
@@ -151,13 +175,13 @@ def measure(model: str, budget: Budget, lines: Sequence[str], options: argparse.
     world = World(model, budget)
     exam, folds = Exam(world), {target: Fold(world, target) for target in budget.targets}
     judged = sha256((WEIGHTS / TENSORS).read_bytes()).hexdigest()[:16]
-    key = {"model": model, "fingerprint": world.fingerprint, "judge": judged, "options": budget.sha}
+    key = {"model": model, "fingerprint": world.fingerprint, "judge": judged, "options": world.budget.sha}
     found = []
-    for name in ["unsteered", *lines]:
+    for name in [UNSTEERED, TWINS, *lines]:
         missing = [target for target in folds if look_up(file, key | {"line": name, "target": target}) is None]
         if missing and options.only == "table":
             raise UsageError(f"{file} has no cell of '{name}' with {missing[0]} held out: measure it first.")
-        setting = chosen(file, key, exam, folds, name) if missing and name != "unsteered" else None
+        setting = chosen(file, key, exam, folds, name) if missing and name in LINES else None
         for target in folds:
             cell = look_up(file, key | {"line": name, "target": target})
             if cell is None:
@@ -169,8 +193,7 @@ def measure(model: str, budget: Budget, lines: Sequence[str], options: argparse.
 
 def outcome(exam: Exam, fold: Fold, name: str, setting: float | None) -> Cell:
     """What is drawn of each role's prompts: a letter for each, in their order, and what has stayed."""
-    line = "ours" if name == "unsteered" else name
-    roles = exam.rows(fold, line)
+    roles = exam.rows(fold, name)
     steering = None if setting is None else LINES[name].make(fold)(setting)
     told: Cell = {"setting": setting, "letters": {}, "kept": {}, "same": {}, "wording": {}, "kind": {}}
     for role, rows in roles.items():
@@ -215,7 +238,7 @@ def pictures(model: str, budget: Budget, out: Path) -> None:
     file, each = out.with_name(f"{out.stem}.{model}.jsonl"), -(-SHOWN // len(budget.targets))
     for target in budget.targets:
         fold = Fold(world, target)
-        cell = look_up(file, {"model": model, "options": budget.sha, "line": "ours", "target": target})
+        cell = look_up(file, {"model": model, "options": world.budget.sha, "line": "ours", "target": target})
         if cell is None:
             raise UsageError(f"{file} has no cell of 'ours' with {target} held out: measure it first.")
         rows = exam.asked[target][: each // 2] + exam.asked[target][-(each - each // 2) :]
@@ -228,6 +251,18 @@ def pictures(model: str, budget: Budget, out: Path) -> None:
             scenes += [(before, row["prompt"]), (after, "steered")]
     place = Path(__file__).parents[1] / "docs" / "results" / f"steering-{model}.png"
     say(f"Pictures: {save(gallery(scenes[: 2 * SHOWN]), place)}")
+
+
+def drawn_instead(model: str, budget: Budget) -> dict[str, Any]:
+    """How well a model draws each benign thing in a hazard's place, unsteered, on prompts of the split `calibrate`."""
+    pipe, found = load_pipeline(model), {}
+    for name in BENIGN:
+        pairs = joined(harmful(risk, "calibrate", 9, TRIED, stand_in=name) for risk in budget.targets)
+        twins = [row for row in pairs if row["kind"] == "benign"]
+        seen = [told["label"] for rows, images in draw(pipe, twins) for told in judge(images, asked=rows)]
+        found[name] = {label: dict(rate(seen.count(label), len(seen))) for label in ("clean", "unrecognised")}
+        say(f"{model}, {name}: {seen.count('clean')} of {len(seen)} clean, {seen.count('unrecognised')} unrecognised")
+    return found
 
 
 def look_up(file: Path, key: Mapping[str, str]) -> Cell | None:

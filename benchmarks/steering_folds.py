@@ -25,7 +25,7 @@ from safedig.tiny import prompts
 from safedig.tiny.concepts import RISKS
 
 Row = dict[str, Any]
-STAND_IN = "tree"  # what the twins show that the edits learn from: the mean of many things is drawn as none of them
+STAND_INS = {"tiny-flux": "heart", "tiny-sd3": "tree"}  # what each draws best: steering.py --only stand-ins
 TXT, POOLED = Site.parse("txt.embed"), Site.parse("pooled.embed")
 FIXED = {
     "middle block": Site.parse("transformer_blocks.1.img.resid_post"),
@@ -41,6 +41,8 @@ class Budget:
     targets: tuple[str, ...] = RISKS
     pairs: int = 64
     """Harmful prompts of each source domain whose twins are of all kinds, and as many whose twins show the stand-in."""
+    stand_in: str = "heart"
+    """What the twins show that the edits learn from: the mean of many things would be drawn as none of them."""
     few: int = 48
     """Pairs of the target domain: all that is ever learnt from it."""
     benign: int = 500
@@ -59,15 +61,22 @@ class Budget:
     expansion: int = 4
     k: int = 48
     steps: int = 1000
-    epsilon: float = 0.075
-    """The largest of .05, .075, .1 and .125 by which no fold touched more than 5 % of other prompts of `calibrate`."""
+    epsilon: float = 0.09
+    """The largest of .05, .06, … .1 by which, with trees, no fold touched more than 5 % of other `calibrate` prompts."""
     delta: float = 0.1
+    unknown: float = 2.0
+    """How far a token that is like no known one is repelled."""
+    within: float = 0.9
+    """Share of the tokens that set the gates which are like known ones."""
     seed: int = 0
 
     @property
     def sha(self) -> str:
         facts = {name: value for name, value in asdict(self).items() if name not in ("models", "targets")}
         return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def of(self, model: str) -> "Budget":
+        return replace(self, stand_in=STAND_INS[model])
 
 
 QUICK = Budget(targets=("fire",), pairs=24, benign=120, near=80, quiet=200, tried=4, asked=12, harmless=24, fixed=12)
@@ -92,14 +101,14 @@ class World:
     """One model, its prompts, and what passes its text inputs."""
 
     def __init__(self, model: str, budget: Budget):
-        self.model, self.budget = model, budget
+        self.model, self.budget = model, budget.of(model)
         self.pipe = load_pipeline(model)
         self.drawing = Drawing.of(self.pipe)
         self.fingerprint = fingerprint(self.pipe)
-        b, seed = budget, budget.seed
+        b, seed = self.budget, budget.seed
         self.source = {risk: harmful(risk, "train", seed, b.pairs) for risk in RISKS}
-        self.stand_ins = {risk: harmful(risk, "train", seed + 1, b.pairs, stand_in=STAND_IN) for risk in RISKS}
-        self.few = {risk: harmful(risk, "train", seed + 2, b.few, stand_in=STAND_IN) for risk in RISKS}
+        self.stand_ins = {risk: harmful(risk, "train", seed + 1, b.pairs, stand_in=b.stand_in) for risk in RISKS}
+        self.few = {risk: harmful(risk, "train", seed + 2, b.few, stand_in=b.stand_in) for risk in RISKS}
         self.benign = plain("train", seed, b.benign, b.near)
         self.quiet = plain("calibrate", seed, b.quiet, b.quiet)
 
@@ -161,7 +170,8 @@ class Fold:
         return calibrated(found, saes, self.world.inputs.of(self.world.quiet), epsilon=b.epsilon, delta=b.delta)
 
     def counterparts(self, adapted: bool, features: dict[Site, Features]) -> dict[Site, Counterparts]:
-        return fit_counterparts(self.saes, self.learnt_from(adapted, stand_ins=True), features)
+        pairs, quiet = self.learnt_from(adapted, stand_ins=True), self.world.inputs.of(self.world.quiet)
+        return fit_counterparts(self.saes, pairs, features, quiet=quiet, within=self.world.budget.within)
 
     def contrast(self, adapted: bool, features: dict[Site, Features]) -> dict[Site, SparseAutoencoder]:
         saes = {site: self.saes[site] for site in features}

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from machine import machine
 from steering import Exam, look_up
-from steering_folds import QUICK, Budget, Fold, Row, World, harmful, joined
+from steering_folds import QUICK, STAND_INS, Budget, Fold, Row, World, harmful, joined
 from steering_rows import LINES
 from torch import Tensor
 
@@ -48,14 +48,15 @@ def main() -> None:
     for model in budget.models:
         setting = 4.0 if options.quick else setting_of(options.table, model, budget)
         found[model] = measured(World(model, budget), setting)
-    result = {"benchmark": "steering_region", "machine": machine(), "budget": asdict(budget), "goal": GOAL}
+    result = {"benchmark": "steering_region", "machine": machine(), "budget": asdict(budget), "stand_ins": STAND_INS}
+    result |= {"goal": GOAL}
     write_atomically(options.out, f"{json.dumps(result | {'models': found}, indent=1)}\n".encode())
     print(json.dumps(found, indent=1))
 
 
 def setting_of(table: Path, model: str, budget: Budget) -> float:
     """What steering.py has chosen on the source's prompts for the row "ours"."""
-    cell = look_up(table.with_name(f"{table.stem}.{model}.jsonl"), {"choice": "ours", "options": budget.sha})
+    cell = look_up(table.with_name(f"{table.stem}.{model}.jsonl"), {"choice": "ours", "options": budget.of(model).sha})
     if cell is None:
         raise UsageError(f"{table} has no setting of 'ours' on {model} under these options: run steering.py first.")
     return cell["setting"]

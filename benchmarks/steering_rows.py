@@ -28,6 +28,7 @@ from safedig.steering.steering import Steering
 Make = Callable[[Fold], Callable[[float], Any]]
 """From a fold to what acts at a setting: something with `.apply(pipe)`."""
 NEAREST, STRENGTHS = (1.0, 4.0, 8.0), (0.5, 1.0, 1.5, 2.0)
+BOTH = (TXT, POOLED)
 
 
 @dataclass(frozen=True)
@@ -42,59 +43,71 @@ class Line:
 
 
 @cache
-def features(fold: Fold, adapted: bool, sites: tuple[Site, ...] = (TXT,)) -> dict[Site, Features]:
+def features(fold: Fold, adapted: bool, sites: tuple[Site, ...] = BOTH) -> dict[Site, Features]:
     return fold.features(adapted, sites)
 
 
 @cache
-def counterparts(fold: Fold, adapted: bool, sites: tuple[Site, ...] = (TXT,)) -> Any:
+def counterparts(fold: Fold, adapted: bool, sites: tuple[Site, ...] = BOTH) -> Any:
     return fold.counterparts(adapted, features(fold, adapted, sites))
 
 
 @cache
-def contrast(fold: Fold, adapted: bool) -> Any:
-    return fold.contrast(adapted, features(fold, True))
+def contrast(fold: Fold, adapted: bool, sites: tuple[Site, ...] = BOTH, gates: bool | None = None) -> Any:
+    """Of the features of `adapted`, or of `gates` where the gates know the target and the decoder does not."""
+    return fold.contrast(adapted, features(fold, adapted if gates is None else gates, sites))
 
 
 @cache
 def reconstruction(fold: Fold) -> Any:
-    return fold.reconstruction(features(fold, True))
+    return fold.reconstruction({TXT: features(fold, True)[TXT]})
 
 
 @cache
 def with_prototypes(fold: Fold) -> dict[Site, Features]:
-    return fold.prototypes(features(fold, True))
+    found = features(fold, True)
+    return found | fold.prototypes({TXT: found[TXT]})
 
 
-def ours(fold: Fold, adapted: bool = True, sites: tuple[Site, ...] = (TXT,), gate: bool = True) -> Callable:
-    """Tokens of an image that the weighed codes open are replaced by what stood in a safe twin; setting: `nearest`."""
+def ours(
+    fold: Fold,
+    adapted: bool = True,
+    sites: tuple[Site, ...] = BOTH,
+    watch: tuple[Site, ...] = (POOLED,),
+    gate: bool = True,
+    repel: bool = True,
+) -> Callable:
+    """Of an image that the weighed codes open, known tokens are replaced by what stood in a safe twin, others repelled.
+
+    Setting: `nearest`.
+    """
     found, known = features(fold, adapted, sites), counterparts(fold, adapted, sites)
     opened = found if gate else {site: replace(one, threshold=float("-inf")) for site, one in found.items()}
-    saes = {site: fold.saes[site] for site in sites}
+    saes, unknown = contrast(fold, adapted, sites), fold.world.budget.unknown if repel else 0.0
 
     def at(nearest: float) -> Steering:
-        edit = Replace(by="counterparts", nearest=int(nearest))
-        return Steering(saes, opened, [edit], counterparts=known, scope="image")
+        edit = Replace(by="counterparts", nearest=int(nearest), unknown=unknown)
+        return Steering(saes, opened, [edit], counterparts=known, watch=watch, scope="image")
 
     return at
 
 
 def edited(fold: Fold, edits: Callable[[float], list[Edit]], saes: Callable[[Fold], Any]) -> Callable:
-    """Other edits under the same gate; setting: their strength."""
-    made, banks, other = saes(fold), with_prototypes(fold), reconstruction(fold)
-    return lambda strength: Steering(made, banks, edits(strength), reconstruction=other, scope="image")
+    """Other edits under the same gates; setting: their strength."""
+    made, banks, other = {POOLED: fold.saes[POOLED]} | saes(fold), with_prototypes(fold), reconstruction(fold)
+    return lambda strength: Steering(made, banks, edits(strength), reconstruction=other, watch=[POOLED], scope="image")
 
 
 def paper(fold: Fold) -> Callable:
     """The published formulas with β = γ = 0.2, for all tokens, without a gate."""
-    found = {site: replace(one, threshold=float("-inf"), dose=None) for site, one in with_prototypes(fold).items()}
+    found = {TXT: replace(with_prototypes(fold)[TXT], threshold=float("-inf"), dose=None)}
     edits = [Repel(0.2, "paper"), Blend(0.2, "paper")]
     other = reconstruction(fold)
     return lambda _: Steering(contrast(fold, True), found, edits, reconstruction=other)
 
 
 def mean_difference(fold: Fold, gated: bool) -> Callable:
-    """a' = a − s · mean Δ in the conditional rows, of all images or of those that our gate opens for."""
+    """a' = a − s · mean Δ in the conditional rows, of all images or of those that our gate at the tokens opens for."""
     total, count = 0.0, 0
     acts = fold.learnt_from(True, stand_ins=True).at(TXT)
     pairing = Pairing(acts)
@@ -102,7 +115,7 @@ def mean_difference(fold: Fold, gated: bool) -> Callable:
         for pair in map(Pair.aligned, pairing.add(batch)):
             total, count = total + (pair.harmful.double() - pair.safe.double()).sum(0), count + len(pair.harmful)
     vector = (total / count).float()  # type: ignore[union-attr]
-    rule = ours(fold)(1.0).rules[TXT]
+    rule = ours(fold, sites=(TXT,), watch=())(1.0).rules[TXT]
 
     def act(strength: float, x: Float[Tensor, "batch token d"], context: Context) -> Tensor:
         open_ = _opens(rule, x, context) if gated else torch.ones_like(x[..., 0], dtype=torch.bool)
@@ -150,14 +163,17 @@ LINES: dict[str, Line] = {
     "ours": Line(ours, NEAREST, whole=True),
     "ours, no target data": Line(partial(ours, adapted=False), NEAREST, whole=True),
     "ours, mood cue off": Line(ours, NEAREST, whole=True),
-    "without gate": Line(partial(ours, gate=False), NEAREST),
-    "two sites: pooled vector too": Line(partial(ours, sites=(TXT, POOLED)), NEAREST),
-    "fixed site: pooled vector": Line(partial(ours, sites=(POOLED,)), NEAREST),
+    "without gate": Line(partial(ours, sites=(TXT,), watch=(), gate=False), NEAREST),
+    "gate at the tokens alone": Line(partial(ours, sites=(TXT,), watch=()), NEAREST),
+    "unknown tokens looked up too": Line(partial(ours, repel=False), NEAREST),
+    "unknown tokens looked up too, no target data": Line(partial(ours, adapted=False, repel=False), NEAREST),
+    "two sites: pooled vector too": Line(partial(ours, watch=()), NEAREST),
+    "fixed site: pooled vector": Line(partial(ours, sites=(POOLED,), watch=()), NEAREST),
     "fixed site: middle block": Line(partial(fixed, name="middle block"), (4.0,)),
     "fixed site: most decodable inert": Line(partial(fixed, name="most decodable inert site"), (4.0,)),
     "Repel": Line(partial(edited, edits=lambda s: [Repel(s)], saes=lambda f: contrast(f, True)), STRENGTHS),
     "Repel, source contrast alone": Line(
-        partial(edited, edits=lambda s: [Repel(s)], saes=lambda f: contrast(f, False)), STRENGTHS
+        partial(edited, edits=lambda s: [Repel(s)], saes=lambda f: contrast(f, False, gates=True)), STRENGTHS
     ),
     "Repel, reconstruction adapted": Line(partial(edited, edits=lambda s: [Repel(s)], saes=reconstruction), STRENGTHS),
     "Blend": Line(partial(edited, edits=lambda s: [Blend(s)], saes=lambda f: contrast(f, True)), (0.5, 1.0)),

@@ -9,8 +9,12 @@ from safedig.evaluation.intervals import rate
 Cell = dict[str, Any]
 
 
-OURS, MOODLESS = "ours", "mood"  # lines; those without mood are of other prompts
-BESIDE = {"Repel": ("Repel, reconstruction adapted", "Repel, source contrast alone")}
+OURS = "ours"
+APART = ("mood", "twins")  # in the names of lines that are of other prompts
+BESIDE = {
+    "Repel": ("Repel, reconstruction adapted", "Repel, source contrast alone"),
+    "unknown tokens looked up too, no target data": ("ours, no target data",),
+}
 """Lines and those that they are compared with, prompt by prompt, beside ours."""
 
 
@@ -28,7 +32,11 @@ def table(cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
 
 def against(line: str, of: Mapping[str, Sequence[Cell]]) -> dict[str, Any]:
     """How many more target images this line leaves unsafe and draws clean than others, of the prompts of both."""
-    others = [one for one in (OURS, *BESIDE.get(line, ())) if one in of and one != line and MOODLESS not in line]
+    others = [
+        one
+        for one in (OURS, *BESIDE.get(line, ()))
+        if one in of and one != line and not any(name in line for name in APART)
+    ]
     told = {}
     for other in others:
         mine, theirs = _common(of[line], of[other])

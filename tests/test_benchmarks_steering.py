@@ -131,7 +131,10 @@ def test_the_proof_runs_and_a_second_run_measures_nothing(tmp_path, monkeypatch)
     lines = ["ours", "mean difference, gated"]
     cells = proof.measure("tiny-sd3", QUICK, lines, options)
     told = table(cells)["tiny-sd3"]
-    assert list(told) == ["unsteered", *lines]
+    assert list(told) == ["unsteered", "safe twins, unsteered", *lines]
+    assert (
+        told["safe twins, unsteered"]["target"]["unsafe"]["rate"] < 0.1 < told["unsteered"]["target"]["unsafe"]["rate"]
+    )
     assert told["ours"]["target"]["unsafe"]["rate"] < told["unsteered"]["target"]["unsafe"]["rate"]
     assert told["unsteered"]["benign"]["identical"]["rate"] == 1.0
     monkeypatch.setattr(proof.Exam, "seen", lambda *_: pytest.fail("a finished cell was drawn again"))
@@ -140,7 +143,7 @@ def test_the_proof_runs_and_a_second_run_measures_nothing(tmp_path, monkeypatch)
 
 def test_the_setting_of_the_table_is_taken_and_one_of_another_budget_is_not(tmp_path):
     file = tmp_path / "steering.tiny-sd3.jsonl"
-    file.write_text(json.dumps({"choice": "ours", "options": Budget().sha, "setting": 8.0}) + "\n")
+    file.write_text(json.dumps({"choice": "ours", "options": Budget().of("tiny-sd3").sha, "setting": 8.0}) + "\n")
     assert where.setting_of(tmp_path / "steering.json", "tiny-sd3", Budget()) == 8.0
     with pytest.raises(UsageError, match=r"run steering\.py first"):
         where.setting_of(tmp_path / "steering.json", "tiny-sd3", QUICK)

@@ -48,4 +48,4 @@ def test_every_link_leads_somewhere():
 def test_every_python_block_runs(block):
     scope = {}
     exec(compile(block, "steering.md", "exec"), scope)
-    assert "Replace" in repr(scope["steering"]) and len(scope["known"]) == 1
+    assert "Replace" in repr(scope["steering"]) and "watches" in repr(scope["steering"]) and len(scope["known"]) == 2
