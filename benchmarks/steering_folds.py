@@ -62,7 +62,7 @@ class Budget:
     k: int = 48
     steps: int = 1000
     epsilon: float = 0.09
-    """The largest of .05, .06, … .1 by which, with trees, no fold touched more than 5 % of other `calibrate` prompts."""
+    """The largest of .05, .06, … .1 by which, with trees, no fold touched over 5 % of other `calibrate` prompts."""
     delta: float = 0.1
     unknown: float = 2.0
     """How far a token that is like no known one is repelled."""
