@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -134,10 +135,10 @@ def _fitted(sae: SparseAutoencoder, activations: Activations, features: Features
 
 
 def _radius(known: Counterparts, quiet: Activations, within: float) -> Float[Tensor, ""]:
-    far = [known.distance(batch.x.float().cpu()) for batch in quiet]
+    far = [known.distance(batch.x.float().cpu()).numpy() for batch in quiet]
     if not far:
         raise UsageError("There is no token in the recording of quiet prompts, by which known tokens are told.")
-    return torch.cat(far).quantile(within)
+    return torch.tensor(np.quantile(np.concatenate(far), within), dtype=torch.float32)  # torch's takes 2²⁴ at most
 
 
 def _harmless(rows: Float[Tensor, "token two_d_in"], one: Labelled) -> Float[Tensor, "harmless two_d_in"]:

@@ -62,7 +62,7 @@ class Opened:
         return self._images
 
     def add(self, context: Context, images: Bool[Tensor, " batch"]) -> None:
-        """What `before` gave is among them, or the gate stays shut for a reason of its own."""
+        """Those that this site's gate has opened for join them."""
         self._sites.add(context.site)
         self._images = images if self._images is None else self._images.to(images.device) | images
 
