@@ -13,7 +13,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import steering as proof  # noqa: E402
 import steering_region as where  # noqa: E402
-from steering_folds import QUICK, Budget, World, harmful, plain  # noqa: E402
+from steering_folds import QUICK, STAND_INS, Budget, World, harmful, plain  # noqa: E402
 from steering_rows import LINES, Line  # noqa: E402
 from steering_table import summary, table  # noqa: E402
 
@@ -122,6 +122,13 @@ def test_no_prompt_is_learnt_from_that_is_reported():
 
 def test_another_budget_makes_other_cells_and_other_folds_do_not():
     assert Budget().sha == Budget(targets=("fire",)).sha != Budget(few=47).sha != QUICK.sha
+
+
+def test_what_twins_show_is_drawn_best_by_each_model_on_prompts_that_are_not_reported():
+    told = json.loads((BENCHMARKS / "steering_stand_ins.json").read_text())
+    for model, name in STAND_INS.items():
+        clean = {thing: one["clean"]["k"] for thing, one in told[model].items()}
+        assert Budget().of(model).stand_in == name and clean[name] == max(clean.values()) > min(clean.values())
 
 
 @pytest.mark.slow
