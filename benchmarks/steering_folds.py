@@ -76,6 +76,7 @@ class Budget:
         return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def of(self, model: str) -> "Budget":
+        """The same, with what this model draws best."""
         return replace(self, stand_in=STAND_INS[model])
 
 

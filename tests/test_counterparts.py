@@ -212,7 +212,7 @@ def test_an_unknown_token_is_repelled_and_a_known_one_beside_it_replaced():
     known = replace(known, radius=torch.tensor(0.5))
     a = torch.cat([knife()[:2], image("a gun a bottle")[:4]])
     out = edited(repelling(known), a)[0][0]
-    torch.testing.assert_close(out[1], a[1] - 2 * 0.5 * a[1] * (a[1] > 0.1)), "3 by the code, half of it by the row"
+    torch.testing.assert_close(out[1], a[1] - 2 * 0.5 * a[1] * (a[1] > 0.1))  # 3 by the code, half of it by the row
     assert out[3, CUP] > 0.9 and same_bits(out[[0, 2, 4, 5]], a[[0, 2, 4, 5]])
 
 
@@ -234,6 +234,14 @@ def test_a_token_of_which_neither_a_token_nor_a_pair_tells_is_looked_up_among_al
     assert torch.equal(known.harm(a, no, no, 1), torch.stack([3 * eye[0], 5 * eye[2]]))
     for alone, together, only in ((yes, no, 3 * eye[:2]), (no, yes, 5 * eye[2:])):
         assert all((row == only).all(1).any() for row in known.harm(a, alone, together, 1)), "the control: of one bank"
+
+
+def test_counterparts_that_take_all_for_known_cannot_say_what_is_to_be_repelled():
+    needs = Replace(by="counterparts", unknown=2.0).needs
+    with pytest.raises(UsageError, match="take all for known: give fit_counterparts benign prompts as quiet="):
+        Material.of(SITE, sae(), features(), needs, counterparts=fitted())
+    known = fitted(quiet=recording(QUIET))
+    assert Material.of(SITE, sae(), features(), needs, counterparts=known).counterparts is known
 
 
 @pytest.mark.parametrize("options", [{"within": 0.0}, {"within": 1.5}])

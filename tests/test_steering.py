@@ -385,11 +385,17 @@ def test_control_without_what_is_watched_or_by_tokens_nothing_is_edited(pipe):
 
 
 def test_what_a_site_tells_opens_none_that_was_passed_before_it(pipe):
-    """Nor in the next step: each decides by what it has seen itself."""
+    """Nor in the next step: each decides by what it has seen itself. The later one has an edit, of strength 0."""
     made, plain = watching(pipe, IMG), draw_images(pipe, ["a gun", "a cup"])
+    made.rules[IMG] = replace(made.rules[IMG], edits=(Repel(0.0),))
     with made.apply(pipe):
         assert torch.equal(draw_images(pipe, ["a gun", "a cup"]), plain)
     assert any(touch.open.any() for image in made.audit for touch in image if touch.site == IMG), "the control"
+
+
+def test_a_watched_site_that_is_passed_after_all_that_it_could_open_is_an_error(pipe):
+    with watching(pipe, IMG).apply(pipe), pytest.raises(UsageError, match=r"after txt\.embed, whose gates it should"):
+        draw_images(pipe, ["a gun"])
 
 
 def test_a_watched_site_decides_anew_in_each_call(pipe):

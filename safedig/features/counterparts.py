@@ -80,6 +80,7 @@ class Counterparts:
         return found
 
     def all(self) -> Known:
+        """Of both sorts of prompts."""
         parts = [known for known in (self.alone, self.together) if len(known.tokens)]
         return Known(torch.cat([known.tokens for known in parts]), torch.cat([known.delta for known in parts]))
 

@@ -6,7 +6,7 @@ time: that thread's call is refused, and the one that runs goes on untouched. On
 
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from ..hooks import Context, Row, SafetyBypassError, attach
 from ..shadow import listen
 from ..sites import Site
 from .rule import Rule
+from .tensors import equal
 
 _ON = "_safedig_applied"  # attribute of a steered pipeline: what is on it
 _LOCK = threading.Lock()
@@ -46,10 +47,12 @@ class Touch:
 class Opened:
     """The images that gates of one steering have opened for, in the pass through the model that is under way.
 
-    A site that is passed for the second time, or another step or batch, begins a new pass.
+    A site that is passed for the second time, or another step or batch, begins a new pass. `edited` are the sites that
+    others are watched for; one that is passed after all of them is a `UsageError`, for it could open none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, edited: Collection[Site] = ()) -> None:
+        self._edited = frozenset(edited)
         self._pass: tuple[int, tuple[Row, ...]] | None = None
         self._sites: set[Site] = set()
         self._images: Bool[Tensor, " batch"] | None = None
@@ -63,6 +66,11 @@ class Opened:
 
     def add(self, context: Context, images: Bool[Tensor, " batch"]) -> None:
         """Those that this site's gate has opened for join them."""
+        if self._edited and context.site not in self._edited and self._edited <= self._sites:
+            raise UsageError(
+                f"'{context.site}' is watched, and is passed after {', '.join(map(str, self._edited))}, whose gates it "
+                "should open: watch a site that comes before."
+            )
         self._sites.add(context.site)
         self._images = images if self._images is None else self._images.to(images.device) | images
 
@@ -104,7 +112,7 @@ class Live:
         steered, last = self.rule.gate.steered(context), self._last
         opened = self.opened.before(context)
         opened = None if opened is None else opened.to(x.device)
-        if last is not None and last[1:3] == (context.rows, steered) and _same(last[0], x) and _same(last[3], opened):
+        if last is not None and last[1:3] == (context.rows, steered) and equal(last[0], x) and equal(last[3], opened):
             return last[4:]
         open_, delta = self.rule.decided(x, context, opened)
         if not context.site.family and self.rule.guard is None:
@@ -120,10 +128,6 @@ class Live:
                 if steered[at]:
                     image = context.rows[:at].count(row)
                     yield Touch(image, row, context.site, context.step, context.sigma, open_[at].cpu(), share)
-
-
-def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    return one is other or (one is not None and other is not None and torch.equal(one, other))
 
 
 class _Session:

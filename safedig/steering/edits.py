@@ -115,7 +115,9 @@ class Replace:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return {"counterparts": ("counterparts",), "prototypes": ("values",), "map": ()}[self.by]
+        if self.by == "counterparts":
+            return ("counterparts", "radius") if self.unknown else ("counterparts",)
+        return ("values",) if self.by == "prototypes" else ()
 
     def __call__(
         self,

@@ -14,6 +14,7 @@ from ..sae.checkpoint import encoder_sha256
 from ..sae.model import SparseAutoencoder, ThresholdEncoder
 from ..sites import Site
 from .bank import Bank
+from .tensors import equal
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,14 +52,20 @@ class Material:
         reconstruction: SparseAutoencoder | None = None,
         counterparts: Counterparts | None = None,
     ) -> "Material":
-        """`needs` are names of these fields, or "values" for prototypes with the activations they stand for."""
+        """`needs` are names of these fields, "values" for prototypes with the activations they stand for, or "radius"
+        for counterparts that tell unknown tokens."""
         directions, wanted = sae.decoder.W_dec[features.index], set(needs)
         known = counterparts if "counterparts" in wanted else None
         if "counterparts" in wanted and known is None:
             raise UsageError(
                 f"Replace looks up counterparts at '{site}' and there are none: give those of fit_counterparts."
             )
-        if wanted <= {"counterparts"}:
+        if "radius" in wanted and (known is None or known.radius is None):
+            raise UsageError(
+                f"Replace is to repel unknown tokens at '{site}', and the counterparts there take all for known: give "
+                "fit_counterparts benign prompts as quiet=."
+            )
+        if wanted <= {"counterparts", "radius"}:
             return cls(directions, counterparts=known, dose=features.dose)
         other = _reconstructing(site, sae, reconstruction)
         bank = None
@@ -91,14 +98,10 @@ def _reconstructing(site: Site, sae: SparseAutoencoder, given: SparseAutoencoder
             )
         return sae
     same = given.encoder is sae.encoder or encoder_sha256(given.encoder) == encoder_sha256(sae.encoder)
-    if not same or not _equal(given.decoder.centre, sae.decoder.centre):
+    if not same or not equal(given.decoder.centre, sae.decoder.centre):
         why = "was adapted with align_mean=True" if same else "has another encoder"
         raise UsageError(
             f"The SAE that reconstructs at '{site}' {why}, and would read other codes: adapt both decoders from one "
             "SAE, with align_mean=False."
         )
     return given
-
-
-def _equal(one: Tensor | None, other: Tensor | None) -> bool:
-    return one is other or (one is not None and other is not None and torch.equal(one, other))

@@ -120,7 +120,7 @@ class Steering:
         it was not made for, and is to steer all the same.
         """
         self.check(pipe, force)
-        opened = Opened()
+        opened = Opened([site for site, rule in self.rules.items() if rule.edits])
         self._live = live = {site: Live(rule, opened) for site, rule in self.rules.items()}
         with put_on(pipe, live):
             yield self

@@ -4,9 +4,15 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, get_args, get_type_hints
 
+import torch
 from torch import Tensor
 
 T = TypeVar("T")
+
+
+def equal(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether both are absent, or hold the same numbers."""
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
 
 
 def named(value: Any) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from safedig.pipelines import Drawing, draw, fingerprint
 from safedig.progress import say, track
 from safedig.prompts import as_rows, load_prompts
 from safedig.recipes import Recipe
+from safedig.sites import resolve
 from safedig.steering.setting import set_to
 from safedig.storage import write_atomically
 from safedig.verbs import Options
@@ -89,8 +90,7 @@ def _learn(pipe: Any, recipe: Recipe) -> Any:
 
     quiet = drawn("calibrate", dict.fromkeys(BENIGN, recipe.prompts.quiet), recipe.seed)
     learnt = learn(pipe, recipe, recipe.sites, quiet)
-    edited = [site for site in learnt.saes if site not in learnt.watch]
-    return set_to(learnt.steering("replace", edited, 1 - recipe.quantile), recipe.strength)
+    return set_to(learnt.steering("replace", resolve(pipe, recipe.sites), 1 - recipe.quantile), recipe.strength)
 
 
 def _report(recipe: Recipe, options: Options, kinds: tuple[str, ...]) -> list[Row]:
