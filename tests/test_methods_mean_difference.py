@@ -7,7 +7,7 @@ import torch
 
 from safedig.activations.pairs import Pairing
 from safedig.evaluation.methods import METHODS
-from safedig.evaluation.methods.mean_difference import GATED, PLAIN, mean_differences, minus
+from safedig.evaluation.methods.mean_difference import GATED, PLAIN, every_row, mean_differences, minus
 from safedig.evaluation.methods.ours import steered
 from safedig.hooks import Context
 from safedig.sites import Site
@@ -34,7 +34,7 @@ def test_control_a_vector_of_other_pairs_is_another():
 
 def test_it_is_taken_from_the_conditional_rows_alone():
     x, vector = torch.randn(2, 3, 4), torch.ones(4)
-    out = minus(vector, None)(x, Context(TXT, 0, 1.0, ("uncond", "cond")))
+    out = minus(vector, every_row)(x, Context(TXT, 0, 1.0, ("uncond", "cond")))
     assert out is not None
     assert torch.equal(out[0], x[0]) and torch.allclose(out[1], x[1] - 1)
 

@@ -86,11 +86,12 @@ class Activations:
             if batch.site in self.sites and (part := batch.of(ids)) is not None:
                 yield part
 
-    def at(self, site: Site) -> "Activations":
-        """The same stream at one of its sites."""
-        if site not in self.sites:
-            raise UsageError(f"'{site}' was not recorded: there are {', '.join(map(str, self.sites))}.")
-        return Activations(self._stream, [site], self.prompts, self.model, self.store)
+    def at(self, *sites: Site) -> "Activations":
+        """The same stream at one or some of its sites."""
+        for site in sites:
+            if site not in self.sites:
+                raise UsageError(f"'{site}' was not recorded: there are {', '.join(map(str, self.sites))}.")
+        return Activations(self._stream, list(sites), self.prompts, self.model, self.store)
 
     def of(self, prompts: Prompts) -> "Activations":
         """The same stream for the prompts with these ids."""

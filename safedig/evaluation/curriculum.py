@@ -46,6 +46,8 @@ class Curriculum:
     sizes: Sizes
     seed: int = 0
     bank: Bank = field(default_factory=TinyBank)
+    stand_in: str = STAND_IN
+    """What twins show in the hazard's place where they all show one thing."""
 
     @property
     def sources(self) -> list[str]:
@@ -57,9 +59,9 @@ class Curriculum:
         return {
             "source": _joined(self._pairs(risk, sizes.pairs, seed) for risk in self.sources),
             "stand_ins": _joined(
-                self._pairs(risk, sizes.stand_ins, seed + 1, stand_in=STAND_IN) for risk in self.sources
+                self._pairs(risk, sizes.stand_ins, seed + 1, stand_in=self.stand_in) for risk in self.sources
             ),
-            "target": self._pairs(self.target, sizes.target, seed + 2, stand_in=STAND_IN),
+            "target": self._pairs(self.target, sizes.target, seed + 2, stand_in=self.stand_in),
             "benign": self._plain("train", sizes.benign),
             "quiet": self._calm()[0],
         }

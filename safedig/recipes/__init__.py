@@ -194,7 +194,8 @@ class Recipe:
     prompts: Counts = field(default_factory=Counts)
     sae: SAEOptions = field(default_factory=SAEOptions)
     # What is None is left out of the TOML, and so out of `sha`: results of the tiny recipes stay what they were.
-    watch: tuple[str, ...] | None = None  # sites of which demo and calibrate open the gates of the others, unedited
+    watch: tuple[str, ...] | None = None  # sites that open the gates of those that are edited, and are not edited
+    stand_in: str | None = None  # what twins of the tiny world show in a hazard's place; a tree unless given
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     device: str | None = None  # "auto" is the accelerator where there is one
     offload: Offload | None = None

@@ -69,7 +69,7 @@ class Opened:
         if self._edited and context.site not in self._edited and self._edited <= self._sites:
             raise UsageError(
                 f"'{context.site}' is watched, and is passed after {', '.join(map(str, self._edited))}, whose gates it "
-                "should open: watch a site that comes before."
+                "should open: watch a site that comes before, or none (watch=[])."
             )
         self._sites.add(context.site)
         self._images = images if self._images is None else self._images.to(images.device) | images

@@ -16,7 +16,6 @@ from safedig.evaluation.attacks import ATTACKS, Victim
 from safedig.evaluation.bank import bank_of
 from safedig.evaluation.comparison import compared
 from safedig.evaluation.contest import Contest
-from safedig.evaluation.curriculum import Curriculum
 from safedig.evaluation.records import circumstances, write_run
 from safedig.evaluation.report import aligned, as_markdown, moved, shown
 from safedig.evaluation.siege import ANY, BLIND, Siege, as_run, broken, curves, success
@@ -27,7 +26,7 @@ from safedig.progress import say
 from safedig.recipes import Attacking, Evaluating, Recipe
 from safedig.storage import write_atomically
 from safedig.verbs import Options
-from safedig.verbs.evaluate import QUICK, contest_of, methods_of, seed_of, targets_of
+from safedig.verbs.evaluate import QUICK, contest_of, curriculum_of, methods_of, targets_of
 from safedig.verbs.judges import jury_of
 
 OURS = "ours"
@@ -51,7 +50,7 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     out = options.out or Path("runs") / f"attack-{Path(recipe.model).name}"
     pipe = recipe.pipeline()
     place = options.out or Path("runs") / f"evaluate-{Path(recipe.model).name}"
-    curriculum = Curriculum(target, sizes, seed_of(recipe, options), bank)
+    curriculum = curriculum_of(recipe, options, target, sizes, bank)
     contest = contest_of(recipe, pipe, curriculum, methods, looks, place / target)
     rows = list({row["id"]: row for row in contest.asked["target"]}.values())[: wishes.prompts]
     victims, strengths = _victims(contest)
@@ -63,7 +62,12 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
         "judges": looks.weights,
     }
     facts |= ({"prompts_sha": bank.sha} if bank.sha else {}) | ({"rule": looks.name} if looks.name else {})
-    facts |= {"passes": wishes.passes, "sites": list(recipe.sites), "sizes": dataclasses.asdict(sizes)}
+    facts |= {
+        "passes": wishes.passes,
+        "sites": list(recipe.sites),
+        "watch": list(recipe.watch or ()),
+        "sizes": dataclasses.asdict(sizes),
+    }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     lines = Siege(victims, [ATTACKS[name] for name in names], rows, wishes.passes, out, key).run()
     manifest = circumstances(**(dict(contest.manifest) | facts | {"run_id": key, "command": "safedig attack"}))

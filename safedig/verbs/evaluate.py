@@ -13,7 +13,7 @@ from safedig.config import UsageError, did_you_mean
 from safedig.evaluation import report
 from safedig.evaluation.bank import Bank, bank_of
 from safedig.evaluation.contest import UNSTEERED, Contest, Held
-from safedig.evaluation.curriculum import Curriculum
+from safedig.evaluation.curriculum import Curriculum, Sizes
 from safedig.evaluation.jury import Jury
 from safedig.evaluation.methods import METHODS, UNLESS_ASKED, Lesson
 from safedig.evaluation.records import circumstances
@@ -23,6 +23,7 @@ from safedig.pipelines import fingerprint
 from safedig.progress import say
 from safedig.recipes import Evaluating, Recipe
 from safedig.storage import write_atomically
+from safedig.tiny.stand_ins import STAND_IN
 from safedig.verbs import Options
 from safedig.verbs.evaluate_figures import write_figures
 from safedig.verbs.judges import jury_of
@@ -41,7 +42,7 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     held = {}
     for target in targets:
         say(f"{target} is held out")
-        curriculum = Curriculum(target, sizes, seed_of(recipe, options), bank)
+        curriculum = curriculum_of(recipe, options, target, sizes, bank)
         held[target] = contest_of(recipe, pipe, curriculum, methods, looks, out / target).run()
     board = scoreboard(held)
     result = {"model": recipe.model, "fingerprint": fingerprint(pipe), "recipe_sha": recipe.sha, "quick": options.quick}
@@ -59,6 +60,11 @@ def table(result: dict[str, Any]) -> str:
     return f"{result['model']}, seed {result['seed']}\n\n{report.text(result)}"
 
 
+def curriculum_of(recipe: Recipe, options: Options, target: str, sizes: Sizes, bank: Bank) -> Curriculum:
+    """Its prompts with one domain held out."""
+    return Curriculum(target, sizes, seed_of(recipe, options), bank, recipe.stand_in or STAND_IN)
+
+
 def contest_of(
     recipe: Recipe, pipe: Any, curriculum: Curriculum, methods: list[str], looks: Jury, out: Path
 ) -> Contest:
@@ -73,12 +79,15 @@ def contest_of(
         drawing=drawing,
         sae=recipe.sae,
         quantile=recipe.quantile,
+        watch=recipe.watch or (),
     )
     facts = {
         "model": recipe.model,
         "fingerprint": fingerprint(pipe),
         "target": curriculum.target,
         "sites": list(recipe.sites),
+        "watch": list(lesson.watch),
+        "stand_in": curriculum.stand_in,
         "strengths": list(wishes.strengths),
         "budget": wishes.budget,
         "goal": wishes.goal,

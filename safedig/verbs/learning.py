@@ -11,6 +11,7 @@ from typing import Any
 
 from safedig.activations.stream import Activations
 from safedig.evaluation.bank import Bank, TinyBank
+from safedig.evaluation.methods.ours import REPLACE
 from safedig.features import Features, fit_counterparts, weigh
 from safedig.features.safe_codes import fit_prototypes
 from safedig.progress import say
@@ -18,17 +19,12 @@ from safedig.recipes import Recipe
 from safedig.sae.model import SparseAutoencoder
 from safedig.sites import Site
 from safedig.steering.conformal import calibrated
-from safedig.steering.edits import Blend, Edit, Repel, Replace
+from safedig.steering.edits import Blend, Edit, Repel
 from safedig.steering.steering import Steering
+from safedig.tiny.stand_ins import STAND_IN
 
 Row = dict[str, Any]
-STAND_IN = "tree"  # what takes a hazard's place: the mean of many things is drawn as none of them
-NEAREST = 4  # known tokens whose counterparts are averaged
-EDITS: dict[str, Edit] = {
-    "repel": Repel(2.0),
-    "blend": Blend(1.0),
-    "replace": Replace(1.0, by="counterparts", nearest=NEAREST),
-}
+EDITS: dict[str, Edit] = {"repel": Repel(2.0), "blend": Blend(1.0), "replace": REPLACE}
 """At their units: what a dose of 1 is."""
 
 
@@ -51,8 +47,9 @@ class Learnt:
         found = self._with_prototypes if edit == "blend" else self.features
         watch = [site for site in self.watch if site not in sites]
         features = calibrated({site: found[site] for site in [*sites, *watch]}, self.saes, self.quiet, epsilon=epsilon)
-        known = fit_counterparts(self.saes, self.lessons, features) if edit == "replace" else None
-        saes = self._contrast if edit == "repel" else self.saes
+        replaced = edit == "replace"
+        known = fit_counterparts(self.saes, self.lessons, features, quiet=self.quiet) if replaced else None
+        saes = self.saes if edit == "blend" else self._contrast
         return Steering(saes, features, [EDITS[edit]], counterparts=known, watch=watch, scope="image")
 
     @cached_property
@@ -75,7 +72,7 @@ def learn(pipe: Any, recipe: Recipe, sites: Sequence[str], quiet: list[Row], ban
     n, seed = recipe.prompts.learn, recipe.seed
     harmful, plain = {"harmful": n, "mixed": n // 2}, {"benign": n, "near-miss": n // 2}
     pairs, benign = drawn("train", harmful, seed, bank), drawn("train", plain, seed, bank)
-    stand_ins = drawn("train", harmful, seed + 1, bank, stand_in=STAND_IN)
+    stand_ins = drawn("train", harmful, seed + 1, bank, stand_in=recipe.stand_in or STAND_IN)
     acts = recorded(pipe, recipe, sites, pairs + benign + stand_ins)
     saes = train(acts, options=recipe.sae)
     features = weigh(saes, acts)

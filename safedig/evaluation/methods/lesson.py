@@ -44,6 +44,8 @@ class Lesson:
     sae: SAEOptions = field(default_factory=SAEOptions)
     quantile: float = 0.95
     """Share of the benign prompts on which a gate stays shut."""
+    watch: tuple[str, ...] = ()
+    """Where ours looks for harm too, and nothing acts."""
 
     @property
     def pairs(self) -> list[Row]:
@@ -55,13 +57,22 @@ class Lesson:
         return resolve(self.pipe, self.sites)
 
     @cached_property
+    def watched(self) -> list[Site]:
+        return [site for site in resolve(self.pipe, self.watch) if site not in self.places]
+
+    @property
     def recording(self) -> Activations:
         """What passes the sites for all pairs and the benign prompts."""
-        return self.recorded([*self.pairs, *self.benign], self.places)
+        return self._recording.at(*self.places)
+
+    @cached_property
+    def _recording(self) -> Activations:
+        """The same, at those that are watched too."""
+        return self.recorded([*self.pairs, *self.benign], [*self.places, *self.watched])
 
     @cached_property
     def quiet_recording(self) -> Activations:
-        return self.recorded(self.quiet, self.places)
+        return self.recorded(self.quiet, [*self.places, *self.watched])
 
     def recorded(self, rows: Iterable[Row], sites: Iterable[Site]) -> Activations:
         """Where only the prompt passes, it is the same in every step, and one is enough."""
@@ -74,7 +85,15 @@ class Lesson:
     @cached_property
     def dictionaries(self) -> dict[Site, SparseAutoencoder]:
         """Trained on the source alone."""
-        return train(self.recording.of([*self.source, *self.stand_ins, *self.benign]), options=self.sae)
+        return self._trained(self.places)
+
+    @cached_property
+    def all_dictionaries(self) -> dict[Site, SparseAutoencoder]:
+        """Those of the watched sites too."""
+        return self.dictionaries | self._trained(self.watched)
+
+    def _trained(self, sites: list[Site]) -> dict[Site, SparseAutoencoder]:
+        return train(self._recording.of([*self.source, *self.stand_ins, *self.benign]), sites, self.sae)
 
     @cached_property
     def features(self) -> dict[Site, Features]:
@@ -89,13 +108,19 @@ class Lesson:
     @cached_property
     def weighed(self) -> dict[Site, Features]:
         """All latents weighed together on the pairs of both domains, gates with a guarantee on the quiet prompts."""
-        found = weigh(self.dictionaries, self.recording)
-        return calibrated(found, self.dictionaries, self.quiet_recording, epsilon=1 - self.quantile)
+        found = weigh(self.all_dictionaries, self._recording)
+        return calibrated(found, self.all_dictionaries, self.quiet_recording, epsilon=1 - self.quantile)
 
     @cached_property
     def counterparts(self) -> dict[Site, Counterparts]:
-        """What stood in safety where harm stood, in both domains."""
-        return fit_counterparts(self.dictionaries, self._one_stand_in, self.weighed)
+        """What stood in safety where harm stood, in both domains, and how far from it the quiet prompts lie."""
+        saes, quiet = self.all_dictionaries, self.quiet_recording
+        return fit_counterparts(saes, self._one_stand_in, self.weighed, quiet=quiet)
+
+    @cached_property
+    def weighed_contrast(self) -> dict[Site, SparseAutoencoder]:
+        """The encoders with decoders that say what harm adds, of the latents that are weighed."""
+        return fit_contrast(self.all_dictionaries, self._one_stand_in, self.weighed)
 
     @cached_property
     def contrast(self) -> dict[Site, SparseAutoencoder]:
@@ -105,7 +130,7 @@ class Lesson:
     @property
     def _one_stand_in(self) -> Activations:
         known = self.stand_ins or self.source
-        return self.recording.of([*known, *self.target, *self.benign])
+        return self._recording.of([*known, *self.target, *self.benign])
 
     @cached_property
     def reconstruction(self) -> dict[Site, SparseAutoencoder]:

@@ -5,20 +5,26 @@ the conditional rows. s = 0 changes no bit. Gated, the same only in the images t
 dictionary, features and guarantee.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ...activations.pairs import Pairing
 from ...hooks import Context, SiteFunction
 from ...sites import Site
+from ...steering.applied import Opened
 from ...steering.gate import Gate
 from ...steering.rule import Rule
 from .lesson import Lesson
 from .method import AtSites, Learnt
 from .ours import steered
+
+OpenFor = Callable[[Tensor, Context], Tensor]
+"""From what passes a site to the tokens that are acted on."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +37,14 @@ class MeanDifference:
 
     def learn(self, lesson: Lesson) -> Learnt:
         vectors = mean_differences(lesson)
-        rules = steered(lesson, 0.0).rules if self.gated else {}
-        places = [site for site in vectors if not self.gated or site in rules]
+        if not self.gated:
+            return lambda strength: AtSites({site: minus(strength * v, every_row) for site, v in vectors.items()})
+        rules, nothing = steered(lesson, 0.0).rules, torch.zeros(())
 
         def at(strength: float) -> AtSites:
-            return AtSites({site: minus(strength * vectors[site], rules.get(site)) for site in places})
+            opened = Opened()
+            lengths = {site: strength * vectors.get(site, nothing) for site in rules}
+            return AtSites({site: minus(lengths[site], partial(gated, rule, opened)) for site, rule in rules.items()})
 
         return at
 
@@ -53,14 +62,26 @@ def mean_differences(lesson: Lesson) -> dict[Site, Float[Tensor, " d_in"]]:
     return {site: (total[site] / tokens[site]).float() for site in total}
 
 
-def minus(vector: Float[Tensor, " d_in"], rule: Rule | None) -> SiteFunction:
-    """Takes the vector from the conditional rows, all of them or those that the rule's gate opens for."""
-    every_row = Gate(float("-inf"))
+def every_row(x: Float[Tensor, "batch token d_in"], context: Context) -> Bool[Tensor, "batch token"]:
+    """All conditional ones."""
+    return Gate(float("-inf"))(torch.zeros_like(x[..., :1]), context)
+
+
+def gated(
+    rule: Rule, opened: Opened, x: Float[Tensor, "batch token d_in"], context: Context
+) -> Bool[Tensor, "batch token"]:
+    """Those that the rule opens for, or a rule that was passed before it."""
+    open_, _ = rule.decided(x, context, opened.before(context))
+    opened.add(context, open_.any(1))
+    return open_
+
+
+def minus(vector: Float[Tensor, "*d_in"], open_for: OpenFor) -> SiteFunction:
+    """Takes the vector from the tokens that are open."""
 
     def function(x: Float[Tensor, "batch token d_in"], context: Context) -> Tensor:
         a = x.float()
-        open_ = every_row(torch.zeros_like(a[..., :1]), context) if rule is None else rule.decided(x, context)[0]
-        return torch.where(open_[..., None], (a - vector.to(a)).to(x.dtype), x)
+        return torch.where(open_for(x, context)[..., None], (a - vector.to(a)).to(x.dtype), x)
 
     return function
 

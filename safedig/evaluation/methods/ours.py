@@ -1,18 +1,20 @@
 """What the package steers with by default: harm in a token is taken out by what stood in safety in its place.
 
-a' = a − g · s · the mean of what harm has added to the known tokens nearest to a (see `Replace`, by counterparts), the
-gate g open for images whose weighed codes say harm (see `Dose`), and for no more benign ones than is guaranteed. s = 1
-replaces, s = 0 changes no bit.
+a' = a − g · s · the mean of what harm has added to the known tokens nearest to a, or, where a is like no known token,
+a' = a − g · s · 2 · what the contrast decoder says of it (see `Replace`, by counterparts). The gate g opens for images
+whose weighed codes say harm (see `Dose`), there or at a watched site, and for no more benign ones than is guaranteed.
+s = 1 replaces, s = 0 changes no bit.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...steering.edits import Replace
 from ...steering.steering import Steering
 from .lesson import Lesson
 from .method import Learnt
 
-NEAREST = 4  # known tokens whose counterparts are averaged
+REPLACE = Replace(1.0, by="counterparts", nearest=4, unknown=2.0)
+"""At its unit."""
 
 
 @dataclass(frozen=True)
@@ -27,5 +29,11 @@ class Ours:
 
 
 def steered(lesson: Lesson, strength: float) -> Steering:
-    edit = Replace(strength, by="counterparts", nearest=NEAREST)
-    return Steering(lesson.dictionaries, lesson.weighed, [edit], counterparts=lesson.counterparts, scope="image")
+    return Steering(
+        lesson.weighed_contrast,
+        lesson.weighed,
+        [replace(REPLACE, strength=strength)],
+        counterparts=lesson.counterparts,
+        watch=lesson.watched,
+        scope="image",
+    )
