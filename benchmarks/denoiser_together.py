@@ -18,6 +18,7 @@ from safedig.pipelines import draw
 from safedig.progress import say
 from safedig.recipes import load
 from safedig.tiny import judge
+from safedig.tiny.stand_ins import STAND_IN
 
 if TYPE_CHECKING:
     from denoiser_measure import Lab
@@ -34,14 +35,16 @@ class Side:
 
     def __init__(self, lab: "Lab"):
         self.lab, self.world, self.budget = lab, lab.world, lab.budget
+        self.recipe = load(self.world.model)
         self._learnt: dict[str, Any] = {}
 
     @cached_property
     def lesson(self) -> Lesson:
         """Of all domains of hazards; compositions are nothing that a set of hazards could negate."""
-        recipe, sizes = load(self.world.model), Sizes()
-        taught = Curriculum("composition", sizes, self.budget.seed).taught()
+        recipe = self.recipe
+        taught = Curriculum("composition", Sizes(), self.budget.seed, stand_in=recipe.stand_in or STAND_IN).taught()
         options = {"drawing": self.world.drawing, "sae": recipe.sae, "quantile": recipe.quantile}
+        options |= {"watch": recipe.watch or ()}
         return Lesson(self.world.pipe, **(taught | {"target": []}), sites=recipe.sites, **options)
 
     def acting(self, name: str, strength: float) -> AbstractContextManager[Any]:
@@ -77,7 +80,8 @@ class Side:
 
     def measured(self, name: str, strength: float, away: float, floor: float, parts: tuple[str, ...] = PARTS) -> Cell:
         """What of each part shows a hazard, by either eye and by the second check, and what is clean."""
-        told = f"{', '.join(parts)} with {name} at {strength:g}, denoiser at {away:g} from β = {floor:g} on"
+        beside = f"{name} of recipe {self.recipe.sha}" if name == "steering" else name
+        told = f"{', '.join(parts)} with {beside} at {strength:g}, denoiser at {away:g} from β = {floor:g} on"
         return self.lab.cell(told, lambda: {part: self._part(part, name, strength, away, floor) for part in parts})
 
     def _part(self, part: str, name: str, strength: float, away: float, floor: float) -> Cell:

@@ -227,6 +227,20 @@ def test_a_rival_is_as_strong_as_the_common_loss_allows(hazards, clean, wanted, 
     assert Beside(hazards, clean).strength("SAFREE") == wanted
 
 
+def test_what_steering_leaves_is_a_figure_of_one_recipe_and_a_rivals_is_not(monkeypatch):
+    """So that a recipe that has changed is measured again, and nothing else is."""
+    asked = []
+    world = SimpleNamespace(model="tiny-flux")
+    lab = SimpleNamespace(world=world, budget=Budget(), cell=lambda arm, measured: asked.append(arm))
+    recipe = denoiser_together.load("tiny-flux")
+    for one in (recipe, replace(recipe, quantile=0.5)):
+        monkeypatch.setattr(denoiser_together, "load", lambda model, one=one: one)
+        for name in ("steering", "SLD"):
+            Side(lab).measured(name, 1.0, 0.0, 0.0)
+    assert asked[0] != asked[2] and recipe.sha in asked[0]
+    assert asked[1] == asked[3], "control"
+
+
 def test_the_table_counts_each_arm_beside_the_others():
     part = {"n": 10, "hazard": [1, 2], "second": [1], "clean": [0, 3, 4]}
     told = denoiser_table.together({"report": part, "naming": part, "benign": part, "own": 2.0})

@@ -13,7 +13,7 @@ from safedig.evaluation.methods.ours import REPLACE, steered
 from safedig.hooks import Context
 from safedig.sites import SiteError
 from safedig.verbs import Options
-from safedig.verbs.evaluate import bank_of, contest_of, curriculum_of
+from safedig.verbs.evaluate import bank_of, contest_of, curriculum_of, run
 from safedig.verbs.judges import jury_of
 from tests.lessons import HARMFUL, images, lesson
 from tests.steerings import POOLED, TXT
@@ -98,3 +98,11 @@ def test_a_contest_is_told_what_its_recipe_watches_and_puts_in_a_hazards_place(t
     assert told.manifest["watch"] == ["pooled.embed"] and other.manifest["watch"] == []
     assert other.manifest["stand_in"] == "star" != told.manifest["stand_in"]
     assert told.manifest["run_id"] != other.manifest["run_id"]
+
+
+@pytest.mark.parametrize("wish", ['sites=["txt.embde"]', 'watch=["polled.embed"]'])
+def test_a_site_that_is_not_there_is_told_before_anything_is_drawn(wish, tmp_path):
+    recipe, options = recipes.load("tiny-flux", [wish]), Options(out=tmp_path / "out", quick=True)
+    with pytest.raises(SiteError, match=r"txt\.embde|polled\.embed"):
+        run(recipe, options)
+    assert not options.out.exists()

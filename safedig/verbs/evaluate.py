@@ -22,6 +22,7 @@ from safedig.model_folders import SHIPPED
 from safedig.pipelines import fingerprint
 from safedig.progress import say
 from safedig.recipes import Evaluating, Recipe
+from safedig.sites import resolve
 from safedig.storage import write_atomically
 from safedig.tiny.stand_ins import STAND_IN
 from safedig.verbs import Options
@@ -70,6 +71,7 @@ def contest_of(
 ) -> Contest:
     """The contest of one domain: what each method learns from, and all that makes its records another run's."""
     wishes = recipe.evaluate or Evaluating()
+    resolve(pipe, [*recipe.sites, *(recipe.watch or ())])  # a name that is not there is told before anything is drawn
     drawing = recipe.drawing_of(pipe)
     lesson = Lesson(
         pipe,
