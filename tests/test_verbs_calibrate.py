@@ -159,9 +159,8 @@ def test_a_finished_run_learns_and_draws_nothing_and_gives_the_same_bytes(bench)
 def test_control_what_decides_a_cell_makes_it_another_and_a_budget_does_not(bench):
     bench.run()
     # learnt from other prompts, this teacher's lesson is the same to the bit, and so are its cells
-    for at, (given, new, lessons) in enumerate(
-        [("budget=0.3", 0, 1), ("doses=[0.5, 2]", 1, 1), ("epsilons=[0.2]", 3, 2), ("prompts.learn=9", 0, 3)]
-    ):
+    cases = [("budget=0.3", 0, 1), ("doses=[0.5, 2]", 1, 1), ("epsilons=[0.2]", 3, 2), ("prompts.learn=9", 0, 3)]
+    for at, (given, new, lessons) in enumerate([*cases, ('stand_in="star"', 0, 4), ("watch=[]", 0, 5)]):
         before = len(lines(bench.out))
         bench.run(given)
         assert (at, len(lines(bench.out)) - before, bench.teacher.lessons) == (at, new, lessons)

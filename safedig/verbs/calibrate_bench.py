@@ -22,10 +22,11 @@ from safedig.recipes import Recipe
 from safedig.recipes.calibrating import Tried
 from safedig.sites import Site, resolve
 from safedig.steering import bundle
+from safedig.steering.edits import to_json
 from safedig.steering.openings import touched
 from safedig.steering.setting import Setting, set_to
 from safedig.steering.steering import Steering
-from safedig.verbs.learning import Learnt, drawn, learn, passed, recorded
+from safedig.verbs.learning import EDITS, Learnt, drawn, learn, passed, recorded
 
 Row = dict[str, Any]
 CELLS, LEARNT = "cells.jsonl", "learnt"
@@ -91,6 +92,7 @@ class Bench:
             }
             | ({"prompts": bank.sha} if bank.sha else {})
             | ({"watch": recipe.watch} if recipe.watch else {})
+            | ({"stand_in": recipe.stand_in} if recipe.stand_in else {})
         )
         facts = common | {"judge": self.judge, "prompts": _sha([_words(row) for row in asked.harmful + asked.benign])}
         self.response = Response(pipe, drawing, looks.labels, asked.harmful, asked.benign, Cells(out / CELLS), facts)
@@ -116,7 +118,7 @@ class Bench:
         return self._bases[key]
 
     def _found(self, edit: str, sites: tuple[str, ...], epsilon: float) -> Base:
-        folder = self.out / LEARNT / f"{edit}-{_sha([self._lessons, edit, sites, epsilon])}"
+        folder = self.out / LEARNT / f"{edit}-{_sha([self._lessons, to_json(EDITS[edit]), sites, epsilon])}"
         if not (folder / bundle.JSON).is_file():
             self._learnt.steering(edit, [Site.parse(site) for site in sites], epsilon).save(folder)
         steering = Steering.load(folder)
