@@ -87,9 +87,27 @@ def test_the_page_of_attacked_methods_shows_the_committed_counts():
         assert f"| {attack} | {' | '.join(str(one['ours'][attack]['k']) for one in found)} |" in page
 
 
+def test_the_page_of_attacks_by_words_shows_the_committed_counts():
+    """They are of the recipes' own sites, watched ones too, at the strengths that the committed comparison chose."""
+    found = [json.loads((RESULTS / f"attack-words-{model}" / "attack.json").read_text()) for model in MODELS]
+    for model, one in zip(MODELS, found, strict=True):
+        compared = json.loads((RESULTS / f"evaluate-{model}" / "evaluate.json").read_text())
+        chosen = {name: choice["strength"] or 0.0 for name, choice in compared["choices"][one["target"]].items()}
+        assert one["watch"] == list(recipes.load(model).watch) and one["strengths"].items() <= chosen.items()
+    for name in found[0]["broken"]:
+        counts = [
+            str(one["broken"][name][attack]["k"]) if name in one["broken"] else "–"
+            for one in found
+            for attack in (BLIND, "token search")
+        ]
+        assert [] in rows_of(PAGE, [name, *counts]), name
+    assert [] not in rows_of(PAGE, ["ours", "0", "9", "0", "12"]), "control"
+
+
+@pytest.mark.parametrize("folder", ["attack", "attack-words"])
 @pytest.mark.parametrize("model", MODELS)
-def test_attacks_were_on_the_shipped_weights(model):
-    told = json.loads((RESULTS / f"attack-{model}" / "attack.json").read_text())
+def test_attacks_were_on_the_shipped_weights(model, folder):
+    told = json.loads((RESULTS / f"{folder}-{model}" / "attack.json").read_text())
     assert told["fingerprint"] == fingerprint(load_pipeline(model)) and told["prompts"] == 24 and not told["quick"]
 
 
