@@ -47,6 +47,11 @@ results: $(READY)
 	  mkdir -p docs/results/attack-$$model && \
 	  (cd runs/results/$$model/evaluate && cp attack.json attack.md methods-without-weights.png attacks-on-ours.png \
 	    $(CURDIR)/docs/results/attack-$$model) || exit 1; \
+	  $(BIN)/safedig attack $$model 'attack.methods=[]' 'attacks=["seed search", "synonyms", "paraphrases", "token search"]' \
+	    evaluate.sizes.pairs=48 evaluate.sizes.stand_ins=48 evaluate.sizes.tried=48 --out runs/results/$$model/evaluate && \
+	  mkdir -p docs/results/attack-words-$$model && \
+	  cp runs/results/$$model/evaluate/attack.json runs/results/$$model/evaluate/attack.md \
+	    docs/results/attack-words-$$model || exit 1; \
 	  for risk in weapon poison fire sign composition; do \
 	    $(BIN)/safedig route $$model target=$$risk || exit 1; \
 	  done; \
