@@ -66,6 +66,7 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
         "passes": wishes.passes,
         "sites": list(recipe.sites),
         "watch": list(recipe.watch or ()),
+        "stand_in": curriculum.stand_in,
         "sizes": dataclasses.asdict(sizes),
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
