@@ -3,6 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# A process a core, at most four: each takes gigabytes. A file's tests stay together: they share what is costly to make.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: help demo test test-slow lint results clean
 
@@ -17,11 +19,11 @@ demo: $(READY)
 	$(BIN)/safedig demo tiny-sd3 --out runs/demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(READY)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,compatibility,nudenet]'
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 lint: $(READY)
 	$(BIN)/ruff check .
