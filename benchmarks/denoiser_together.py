@@ -18,7 +18,6 @@ from safedig.pipelines import draw
 from safedig.progress import say
 from safedig.recipes import load
 from safedig.tiny import judge
-from safedig.tiny.stand_ins import STAND_IN
 
 if TYPE_CHECKING:
     from denoiser_measure import Lab
@@ -42,9 +41,9 @@ class Side:
     def lesson(self) -> Lesson:
         """Of all domains of hazards; compositions are nothing that a set of hazards could negate."""
         recipe = self.recipe
-        taught = Curriculum("composition", Sizes(), self.budget.seed, stand_in=recipe.stand_in or STAND_IN).taught()
+        taught = Curriculum("composition", Sizes(), self.budget.seed, stand_in=recipe.shown_instead).taught()
         options = {"drawing": self.world.drawing, "sae": recipe.sae, "quantile": recipe.quantile}
-        options |= {"watch": recipe.watch or ()}
+        options |= {"watch": recipe.watched}
         return Lesson(self.world.pipe, **(taught | {"target": []}), sites=recipe.sites, **options)
 
     def acting(self, name: str, strength: float) -> AbstractContextManager[Any]:

@@ -165,3 +165,5 @@ def test_the_command_writes_outcomes_a_table_and_curves(tmp_path, capsys):
     before = (tmp_path / "attacks.jsonl").read_bytes()
     assert main([*COMMAND, "--out", str(tmp_path)]) == 0
     assert "percent of 2 prompts" in capsys.readouterr().out and (tmp_path / "attacks.jsonl").read_bytes() == before
+    assert main([*COMMAND, "sae.steps=61", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "attacks.jsonl").read_bytes().count(b"\n") == 2 * before.count(b"\n"), "another dictionary's"

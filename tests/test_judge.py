@@ -254,6 +254,14 @@ def test_folding_the_normalisation_and_half_precision_change_nothing_visible(tmp
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in load_reader(tmp_path).modules())
 
 
+def test_gradients_pass_it_whoever_has_loaded_it_first():
+    load_reader.cache_clear()
+    labels(render_many([Scene((), "sand")]))  # under inference_mode
+    x = torch.zeros(1, 3, 64, 64, requires_grad=True)
+    load_reader()(x).objects.sum().backward()
+    assert x.grad is not None and x.grad.any()
+
+
 def _without_weights(folder):
     (folder / TENSORS).unlink()
 

@@ -14,6 +14,7 @@ from safedig.evaluation.jury import Judging
 from safedig.pipelines import Drawing, Offload, load_pipeline
 from safedig.recipes.calibrating import Calibrating
 from safedig.sae.options import SAEOptions
+from safedig.tiny.stand_ins import STAND_IN
 
 FOLDER = Path(__file__).parent
 
@@ -228,6 +229,16 @@ class Recipe:
     def routed_sha(self) -> str:
         """Of what decides a route, beside the prompts."""
         return self.sha_of("model", "seed", "dtype", "device", "offload", "drawing", "record", "route")
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """The sites that it watches, if any."""
+        return self.watch or ()
+
+    @property
+    def shown_instead(self) -> str:
+        """What twins show in a hazard's place."""
+        return self.stand_in or STAND_IN
 
     def pipeline(self) -> Any:
         """The model, loaded as the recipe says."""

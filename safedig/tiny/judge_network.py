@@ -77,6 +77,7 @@ def save_reader(reader: SceneReader, folder: Path) -> None:
 
 
 @cache
+@torch.inference_mode(False)  # whoever asks first shall not decide whether others can have gradients through it
 def load_reader(folder: Path = WEIGHTS) -> SceneReader:
     """The trained reader; an error where its files are missing, broken or made for another world."""
     retrain = "retrain it with `python -m safedig.tiny.train judge`"

@@ -63,9 +63,10 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     }
     facts |= ({"prompts_sha": bank.sha} if bank.sha else {}) | ({"rule": looks.name} if looks.name else {})
     facts |= {
+        "contest": contest.manifest["run_id"],  # all that decides what the methods have learnt
         "passes": wishes.passes,
         "sites": list(recipe.sites),
-        "watch": list(recipe.watch or ()),
+        "watch": list(recipe.watched),
         "stand_in": curriculum.stand_in,
         "sizes": dataclasses.asdict(sizes),
     }

@@ -24,7 +24,6 @@ from safedig.progress import say
 from safedig.recipes import Evaluating, Recipe
 from safedig.sites import resolve
 from safedig.storage import write_atomically
-from safedig.tiny.stand_ins import STAND_IN
 from safedig.verbs import Options
 from safedig.verbs.evaluate_figures import write_figures
 from safedig.verbs.judges import jury_of
@@ -63,7 +62,7 @@ def table(result: dict[str, Any]) -> str:
 
 def curriculum_of(recipe: Recipe, options: Options, target: str, sizes: Sizes, bank: Bank) -> Curriculum:
     """Its prompts with one domain held out."""
-    return Curriculum(target, sizes, seed_of(recipe, options), bank, recipe.stand_in or STAND_IN)
+    return Curriculum(target, sizes, seed_of(recipe, options), bank, recipe.shown_instead)
 
 
 def contest_of(
@@ -71,7 +70,7 @@ def contest_of(
 ) -> Contest:
     """The contest of one domain: what each method learns from, and all that makes its records another run's."""
     wishes = recipe.evaluate or Evaluating()
-    resolve(pipe, [*recipe.sites, *(recipe.watch or ())])  # a name that is not there is told before anything is drawn
+    resolve(pipe, [*recipe.sites, *recipe.watched])  # a name that is not there is told before anything is drawn
     drawing = recipe.drawing_of(pipe)
     lesson = Lesson(
         pipe,
@@ -81,7 +80,7 @@ def contest_of(
         drawing=drawing,
         sae=recipe.sae,
         quantile=recipe.quantile,
-        watch=recipe.watch or (),
+        watch=recipe.watched,
     )
     facts = {
         "model": recipe.model,

@@ -21,7 +21,6 @@ from safedig.sites import Site
 from safedig.steering.conformal import calibrated
 from safedig.steering.edits import Blend, Edit, Repel
 from safedig.steering.steering import Steering
-from safedig.tiny.stand_ins import STAND_IN
 
 Row = dict[str, Any]
 EDITS: dict[str, Edit] = {"repel": Repel(2.0), "blend": Blend(1.0), "replace": REPLACE}
@@ -72,19 +71,19 @@ def learn(pipe: Any, recipe: Recipe, sites: Sequence[str], quiet: list[Row], ban
     n, seed = recipe.prompts.learn, recipe.seed
     harmful, plain = {"harmful": n, "mixed": n // 2}, {"benign": n, "near-miss": n // 2}
     pairs, benign = drawn("train", harmful, seed, bank), drawn("train", plain, seed, bank)
-    stand_ins = drawn("train", harmful, seed + 1, bank, stand_in=recipe.stand_in or STAND_IN)
+    stand_ins = drawn("train", harmful, seed + 1, bank, stand_in=recipe.shown_instead)
     acts = recorded(pipe, recipe, sites, pairs + benign + stand_ins)
     saes = train(acts, options=recipe.sae)
     features = weigh(saes, acts)
     for site, found in features.items():
         say(f"{site}: {len(found)} harmful features of {saes[site].d_sae}")
-    watch = resolve(pipe, recipe.watch or ())
+    watch = resolve(pipe, recipe.watched)
     return Learnt(saes, features, acts.of(stand_ins + benign), recorded(pipe, recipe, sites, quiet), watch)
 
 
 def passed(recipe: Recipe, sites: Sequence[str]) -> list[str]:
     """The sites that are edited, and those that the recipe watches."""
-    return [*sites, *(site for site in recipe.watch or () if site not in sites)]
+    return [*sites, *(site for site in recipe.watched if site not in sites)]
 
 
 def drawn(split: str, kinds: Mapping[str, int], seed: int, bank: Bank | None = None, **wishes: Any) -> list[Row]:
