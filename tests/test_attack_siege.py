@@ -1,6 +1,7 @@
 """`safedig attack`: every attack on every victim once, curves that never fall, prompts handed on, resumable."""
 
 import json
+import shutil
 
 import pytest
 
@@ -165,5 +166,6 @@ def test_the_command_writes_outcomes_a_table_and_curves(tmp_path, capsys):
     before = (tmp_path / "attacks.jsonl").read_bytes()
     assert main([*COMMAND, "--out", str(tmp_path)]) == 0
     assert "percent of 2 prompts" in capsys.readouterr().out and (tmp_path / "attacks.jsonl").read_bytes() == before
+    shutil.rmtree(tmp_path / "sign")  # the contest, which another could not go on with
     assert main([*COMMAND, "sae.steps=61", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "attacks.jsonl").read_bytes().count(b"\n") == 2 * before.count(b"\n"), "another dictionary's"
