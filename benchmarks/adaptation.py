@@ -25,6 +25,7 @@ from torch.nn.functional import normalize
 from safedig.activations.stream import Activations, Batch
 from safedig.adaptation import adapt
 from safedig.adaptation.descent import descend
+from safedig.progress import exit_code
 from safedig.sae.model import Decoder, SparseAutoencoder, ThresholdEncoder
 from safedig.sae.options import SAEOptions
 from safedig.sae.train import train_on
@@ -296,4 +297,4 @@ def memory(what: str) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, Path(__file__).name))

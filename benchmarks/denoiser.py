@@ -7,6 +7,7 @@ hazard; ablations; 28 steps for 8. Finished cells lie in `denoiser.MODEL.jsonl` 
 
 import argparse
 import json
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from denoiser_world import QUICK, Budget, World
 from machine import machine
 
 from safedig.figures import save
-from safedig.progress import say
+from safedig.progress import exit_code, say
 from safedig.storage import write_atomically
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
@@ -58,4 +59,4 @@ def write(out: Path, found: dict[str, Any], budget: Budget) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, Path(__file__).name, "goes on from the cells that are finished"))

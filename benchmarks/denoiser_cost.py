@@ -7,6 +7,7 @@ import argparse
 import json
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -27,6 +28,7 @@ from safedig.denoiser.kernels import Moment
 from safedig.denoiser.mixing import Mixing
 from safedig.denoiser.rules import theory
 from safedig.pipelines import Drawing, draw, load_pipeline
+from safedig.progress import exit_code
 from safedig.prompts import as_rows
 from safedig.storage import write_atomically
 from safedig.tiny import prompts
@@ -149,4 +151,4 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, Path(__file__).name))

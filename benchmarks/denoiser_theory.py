@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from safedig.denoiser import Exact, NegationSet, SafeDenoiser, SafeDensity
 from safedig.denoiser.theory import ExactPipeline, GaussianMixture, inside, wasserstein
 from safedig.denoiser_figures import theory_figure
+from safedig.progress import exit_code
 from safedig.storage import write_atomically
 
 WORLDS = {  # the last component is the unsafe one
@@ -77,4 +79,4 @@ def seeded(number: int) -> torch.Generator:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, Path(__file__).name))

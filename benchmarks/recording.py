@@ -7,6 +7,7 @@ opening and the closing of the store, and the fingerprint of the model.
 
 import argparse
 import json
+import sys
 import tempfile
 import threading
 import time
@@ -20,6 +21,7 @@ from machine import machine, spread
 
 from safedig import load_pipeline, record, tiny
 from safedig.pipelines import Drawing, draw
+from safedig.progress import exit_code
 from safedig.prompts import as_rows
 from safedig.shadow import listen
 
@@ -124,4 +126,4 @@ def in_turns(plain: Any, bare: Callable[[], None], watched: Any, recorded: Calla
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, Path(__file__).name))

@@ -8,6 +8,7 @@ without training anything is compared with that. Finished cells lie beside the r
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from routing_folds import QUICK, Budget, World
 from routing_measure import Cell, measure
 from routing_rules import SIMPLER, Made, described, ranked, routes
 
+from safedig.progress import exit_code
 from safedig.storage import write_atomically
 
 MEASURES = {"rho": "ρ", "rho_live": "ρ, live sites", "reached": "reached", "reached_on_others": "reached, other half"}
@@ -100,4 +102,4 @@ def said(one: Mapping[str, Any] | None) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, Path(__file__).name, "goes on from the cells that are finished"))

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from routing_folds import candidates
 
 from safedig.activations.record import record
 from safedig.pipelines import Drawing, draw, load_pipeline
+from safedig.progress import exit_code
 from safedig.prompts import as_rows
 from safedig.recipes import load
 from safedig.routing.statistics import collect
@@ -71,4 +73,4 @@ def measured(model: str) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, Path(__file__).name))

@@ -5,6 +5,7 @@ Everything is measured on prompts that were held out. Text enters alike at every
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from machine import machine
 
 from safedig import load_pipeline, record, tiny
+from safedig.progress import exit_code
 from safedig.prompts import as_rows
 from safedig.sae.held_out import split
 from safedig.sae.options import SAEOptions
@@ -95,4 +97,4 @@ def one(pipe: Any, site: Site, rest: Any, aside: Any, options: argparse.Namespac
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, Path(__file__).name))

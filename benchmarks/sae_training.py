@@ -6,6 +6,7 @@ quality part trains on equal rows from equal weights and compares what is left u
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from sae_peers import Size, absent, contenders, stock
 from torch import Tensor
 
 from safedig import load_pipeline, record, tiny
+from safedig.progress import exit_code
 from safedig.prompts import as_rows
 from safedig.sae.checkpoint import load_sae
 from safedig.sae.metrics import measure
@@ -170,4 +172,4 @@ def _version(name: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, Path(__file__).name))

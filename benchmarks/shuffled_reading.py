@@ -21,6 +21,7 @@ from safedig.activations.plan import Plan
 from safedig.activations.shuffle import Shuffled
 from safedig.activations.store import Store, open_store
 from safedig.activations.stream import Batch
+from safedig.progress import exit_code
 from safedig.sites import Site
 
 SITE, WIDTH, TOKENS, STEPS, IMAGES = Site.parse("img.embed"), 3072, 256, 4, 4  # as of FLUX.1 in bfloat16
@@ -131,4 +132,4 @@ def memory(what: str) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, Path(__file__).name))

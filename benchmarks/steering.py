@@ -7,6 +7,7 @@ again; what a gate does not open for is the unsteered image to the bit, which is
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -27,7 +28,7 @@ from safedig.evaluation.intervals import rate
 from safedig.figures import gallery, save
 from safedig.hooks import Context
 from safedig.pipelines import draw, load_pipeline
-from safedig.progress import say
+from safedig.progress import exit_code, say
 from safedig.steering.steering import Steering
 from safedig.storage import write_atomically
 from safedig.tiny import judge
@@ -276,4 +277,4 @@ def append(file: Path, cell: Cell) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, Path(__file__).name, "goes on from the cells that are finished"))

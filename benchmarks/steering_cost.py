@@ -6,6 +6,7 @@ rule of 32 harmful features adds on an autoencoder of 3,072 → 12,288, beside s
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -17,6 +18,7 @@ from machine import machine, spread
 
 from safedig.hooks import Context
 from safedig.pipelines import draw, load_pipeline
+from safedig.progress import exit_code
 from safedig.prompts import as_rows
 from safedig.sae.model import ThresholdEncoder
 from safedig.sites import Site
@@ -116,4 +118,4 @@ def seconds(work: Callable[[], Any], times: int = 1) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, Path(__file__).name))

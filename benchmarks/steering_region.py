@@ -8,6 +8,7 @@ the control that it does not hold everything. A strong mean difference without a
 
 import argparse
 import json
+import sys
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from safedig.config import UsageError
 from safedig.evaluation.intervals import Rate
 from safedig.evaluation.latent_region import Region, fit_region, summarised
 from safedig.pipelines import draw
-from safedig.progress import say
+from safedig.progress import exit_code, say
 from safedig.storage import write_atomically
 
 GOAL, MOST = "outside <= 0.05 of the steered ones", 0.05
@@ -121,4 +122,4 @@ def ends(world: World, rows: list[Row], steering: Any = None, noise: float = 0.0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, Path(__file__).name))

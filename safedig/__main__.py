@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from . import __version__
 from .config import UsageError, did_you_mean
+from .progress import exit_code
 from .storage import check_writable
 from .verbs import VERBS, Options
 
@@ -31,17 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Exit code 0 is success; 2, the caller's mistake, and 130, an interruption, with one line."""
     for library in ("DIFFUSERS", "TRANSFORMERS"):  # notes on packages that are missing, before any of our own lines
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    try:
-        answer = _answer(sys.argv[1:] if argv is None else list(argv))
-        if answer is not None:
-            print(answer)
-    except UsageError as error:
-        print(f"safedig: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("safedig: interrupted; the same command starts again.", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: _run(sys.argv[1:] if argv is None else list(argv)), "safedig")
+
+
+def _run(argv: list[str]) -> None:
+    answer = _answer(argv)
+    if answer is not None:
+        print(answer)
 
 
 def _answer(argv: list[str]) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..config import UsageError
-from ..progress import say
+from ..progress import exit_code, say
 from ..storage import check_writable
 from .training import fit
 
@@ -36,17 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--work", type=Path, default=WORK, help="checkpoints, to go on after an interruption (default: %(default)s)"
     )
     given = parser.parse_args(argv)
-    try:
-        _check(given)
-        for name in SAMPLES if given.what == "all" else (given.what,):
-            _train(name, given)
-    except UsageError as error:
-        say(f"safedig.tiny.train: {error}")
-        return 2
-    except KeyboardInterrupt:
-        say("safedig.tiny.train: interrupted; the same command goes on from the last checkpoint.")
-        return 130
-    return 0
+    return exit_code(lambda: _run(given), "safedig.tiny.train", "goes on from the last checkpoint")
+
+
+def _run(given: argparse.Namespace) -> None:
+    _check(given)
+    for name in SAMPLES if given.what == "all" else (given.what,):
+        _train(name, given)
 
 
 def _check(given: argparse.Namespace) -> None:
