@@ -1,9 +1,9 @@
 """What the package steers with by default: harm in a token is taken out by what stood in safety in its place.
 
-a' = a − g · s · the mean of what harm has added to the known tokens nearest to a, or, where a is like no known token,
-a' = a − g · s · 2 · what the contrast decoder says of it (see `Replace`, by counterparts). The gate g opens for images
-whose weighed codes say harm (see `Dose`), there or at a watched site, and for no more benign ones than is guaranteed.
-s = 1 replaces, s = 0 changes no bit.
+a' = a − g · s · what harm has added to the known token nearest to a, or, where a is like no known token, a' = a −
+g · s · 2 · what the contrast decoder says of it (see `Replace`, by counterparts). The gate g opens for images whose
+weighed codes say harm (see `Dose`), there or at a watched site, and for no more benign ones than is guaranteed. s = 1
+replaces, s = 0 changes no bit.
 """
 
 from dataclasses import dataclass, replace
