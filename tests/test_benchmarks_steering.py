@@ -18,6 +18,8 @@ from steering_rows import LINES, Line  # noqa: E402
 from steering_table import summary, table  # noqa: E402
 
 from safedig.config import UsageError  # noqa: E402
+from safedig.evaluation.methods.ours import REPLACE  # noqa: E402
+from safedig.recipes import load  # noqa: E402
 
 
 def cell(target, letters, **wishes):
@@ -129,6 +131,14 @@ def test_what_twins_show_is_drawn_best_by_each_model_on_prompts_that_are_not_rep
     for model, name in STAND_INS.items():
         clean = {thing: one["clean"]["k"] for thing, one in told[model].items()}
         assert Budget().of(model).stand_in == name and clean[name] == max(clean.values()) > min(clean.values())
+
+
+def test_what_the_package_steers_with_by_default_is_what_the_committed_table_measured():
+    for model in STAND_INS:
+        cells = map(json.loads, (BENCHMARKS / f"steering.{model}.jsonl").read_text().splitlines())
+        settings = {cell["setting"] for cell in cells if cell.get("line") == "ours" and "letters" in cell}
+        assert settings == {float(REPLACE.nearest)} and REPLACE.unknown == Budget().unknown and REPLACE.strength == 1
+        assert load(model).stand_in == STAND_INS[model] and load(model).watched == (str(proof.POOLED),)
 
 
 @pytest.mark.slow
