@@ -172,6 +172,15 @@ def test_a_quota_is_drawn_for_each_image_and_step_alike_in_twins_and_at_all_site
     assert len(next(iter(recorded(pipe, prompts, tokens=500).at(IMG))).x) == 2 * 64
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_quota_before_the_first_step_is_each_large_seeds_own_too():
+    """The text encoders' step is −1, and a seed may have 63 bits: as floats those would be of one and the same lot."""
+    seeds = tuple(2**62 + k for k in range(20))
+    token, _ = recording._quota(seeds, -1, 64, 5, torch.device("cpu"))
+    assert len({tuple(one) for one in token.tolist()}) == len(seeds)
+    assert torch.equal(token[:1], recording._quota(seeds[:1], -1, 64, 5, torch.device("cpu"))[0])
+
+
 def test_pooled_vectors_have_no_token(pipe, prompts):
     batch = next(iter(recorded(pipe, prompts).at(POOLED)))
     assert batch.token.tolist() == [-1, -1] and batch.x.shape[0] == 2

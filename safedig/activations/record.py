@@ -189,8 +189,8 @@ def _quota(
     seeds: tuple[int, ...], step: int, count: int, quota: int, device: torch.device
 ) -> tuple[Int[Tensor, "image kept"], Int[Tensor, "image kept"]]:
     """For each image `quota` of `count` tokens, in order, here and on the device; by its seed and the step alone."""
-    generators = (np.random.Generator(np.random.Philox(key=(seed % 2**64, step % 2**64))) for seed in seeds)
-    lots = np.stack([generator.random(count, dtype=np.float32) for generator in generators])
+    keys = np.array([(seed % 2**64, step % 2**64) for seed in seeds], dtype=np.uint64)  # the text encoders' step is −1
+    lots = np.stack([np.random.Generator(np.random.Philox(key=key)).random(count, dtype=np.float32) for key in keys])
     token = torch.from_numpy(np.sort(np.argpartition(lots, quota - 1)[:, :quota]))
     return token, token.to(device, non_blocking=True)
 
