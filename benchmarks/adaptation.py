@@ -25,11 +25,12 @@ from torch.nn.functional import normalize
 from safedig.activations.stream import Activations, Batch
 from safedig.adaptation import adapt
 from safedig.adaptation.descent import descend
-from safedig.progress import exit_code
+from safedig.exit_codes import exit_code
 from safedig.sae.model import Decoder, SparseAutoencoder, ThresholdEncoder
 from safedig.sae.options import SAEOptions
 from safedig.sae.train import train_on
 from safedig.sites import Site
+from safedig.storage import write_atomically
 
 SITE, TOKENS, BATCH = Site.parse("img.embed"), 64, 1024  # rows of an image and of a batch
 HELD_OUT, WATCHED = 8192, 100  # rows that every FVU is of; steps of descent between two looks at them
@@ -85,7 +86,7 @@ def main() -> None:
     result["memory"] = {"on_paper": on_paper(*WIDE, rows=500_000, l0=64)} | in_a_process(
         1024 if options.quick else options.rows
     )
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    write_atomically(options.out, f"{json.dumps(result, indent=2)}\n".encode())
     print(json.dumps(result, indent=2))
 
 

@@ -19,8 +19,9 @@ from denoiser_table import summary, table
 from denoiser_world import QUICK, Budget, World
 from machine import machine
 
+from safedig.exit_codes import exit_code
 from safedig.figures import save
-from safedig.progress import exit_code, say
+from safedig.progress import say
 from safedig.storage import write_atomically
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"

@@ -27,8 +27,8 @@ from safedig.denoiser.applied import Run
 from safedig.denoiser.kernels import Moment
 from safedig.denoiser.mixing import Mixing
 from safedig.denoiser.rules import theory
+from safedig.exit_codes import exit_code
 from safedig.pipelines import Drawing, draw, load_pipeline
-from safedig.progress import exit_code
 from safedig.prompts import as_rows
 from safedig.storage import write_atomically
 from safedig.tiny import prompts

@@ -13,7 +13,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from safedig.denoiser import Exact, NegationSet, SafeDenoiser, SafeDensity
 from safedig.denoiser.theory import ExactPipeline, GaussianMixture, inside, wasserstein
 from safedig.denoiser_figures import theory_figure
-from safedig.progress import exit_code
+from safedig.exit_codes import exit_code
 from safedig.storage import write_atomically
 
 WORLDS = {  # the last component is the unsafe one

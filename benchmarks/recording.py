@@ -20,10 +20,11 @@ import torch
 from machine import machine, spread
 
 from safedig import load_pipeline, record, tiny
+from safedig.exit_codes import exit_code
 from safedig.pipelines import Drawing, draw
-from safedig.progress import exit_code
 from safedig.prompts import as_rows
 from safedig.shadow import listen
+from safedig.storage import write_atomically
 
 SITES = ["txt.embed", "transformer_blocks.0.img.resid_post", "single_transformer_blocks.-1.img.resid_post"]
 TOKENS, BATCH = 16, 16
@@ -107,7 +108,7 @@ def main() -> None:
         "added_in_all": sum(other for _, other in times) / sum(one for one, _ in times) - 1,
         "goal": "added.median <= 0.05, the opening and the closing of the store included",
     }
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    write_atomically(options.out, f"{json.dumps(result, indent=2)}\n".encode())
     print(json.dumps(result, indent=2))
 
 

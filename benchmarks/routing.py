@@ -22,7 +22,7 @@ from routing_folds import QUICK, Budget, World
 from routing_measure import Cell, measure
 from routing_rules import SIMPLER, Made, described, ranked, routes
 
-from safedig.progress import exit_code
+from safedig.exit_codes import exit_code
 from safedig.storage import write_atomically
 
 MEASURES = {"rho": "ρ", "rho_live": "ρ, live sites", "reached": "reached", "reached_on_others": "reached, other half"}

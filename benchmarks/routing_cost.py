@@ -12,11 +12,12 @@ from machine import machine, spread
 from routing_folds import candidates
 
 from safedig.activations.record import record
+from safedig.exit_codes import exit_code
 from safedig.pipelines import Drawing, draw, load_pipeline
-from safedig.progress import exit_code
 from safedig.prompts import as_rows
 from safedig.recipes import load
 from safedig.routing.statistics import collect
+from safedig.storage import write_atomically
 from safedig.tiny import prompts
 from safedig.tiny.concepts import RISKS
 from safedig.verbs import Options
@@ -43,7 +44,7 @@ def main() -> None:
         "routing": spread([one["routing"] / one["drawing"] for one in times]),
         "goal": "statistics_added.median <= 0.1, routing.median <= 1.5: recording, causal check, ranking and figure",
     }
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    write_atomically(options.out, f"{json.dumps(result, indent=2)}\n".encode())
     print(json.dumps(result, indent=2))
 
 

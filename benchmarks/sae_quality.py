@@ -15,13 +15,14 @@ import torch
 from machine import machine
 
 from safedig import load_pipeline, record, tiny
-from safedig.progress import exit_code
+from safedig.exit_codes import exit_code
 from safedig.prompts import as_rows
 from safedig.sae.held_out import split
 from safedig.sae.options import SAEOptions
 from safedig.sae.splice import loss_recovered
 from safedig.sae.train import train
 from safedig.sites import Site, stage
+from safedig.storage import write_atomically
 
 TEXT = ["txt.embed", "pooled.embed"]
 IMAGE = {
@@ -52,7 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as spare:
         folder = options.folder or Path(spare)
         result["models"] = {name: measured(name, folder, options) for name in options.models}
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    write_atomically(options.out, f"{json.dumps(result, indent=2)}\n".encode())
     print(json.dumps(result, indent=2))
 
 

@@ -22,11 +22,12 @@ from sae_peers import Size, absent, contenders, stock
 from torch import Tensor
 
 from safedig import load_pipeline, record, tiny
-from safedig.progress import exit_code
+from safedig.exit_codes import exit_code
 from safedig.prompts import as_rows
 from safedig.sae.checkpoint import load_sae
 from safedig.sae.metrics import measure
 from safedig.sae.sparse_training import trainer_for, training_sae
+from safedig.storage import write_atomically
 
 SIZES = {"small": (Size(768, 6144, 32, 2048), 5), "large": (Size(3072, 12288, 64, 1024), 3)}  # and rounds
 QUICK = {"quick": (Size(64, 512, 8, 128), 2)}
@@ -54,7 +55,7 @@ def main() -> None:
         result["speed"] = [speed(size, rounds) for size, rounds in sizes.values()]
     if options.only != "speed":
         result["quality"] = quality(30, 4) if options.quick else quality(1500, 96)
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    write_atomically(options.out, f"{json.dumps(result, indent=2)}\n".encode())
     print(json.dumps(result, indent=2))
 
 

@@ -21,8 +21,9 @@ from safedig.activations.plan import Plan
 from safedig.activations.shuffle import Shuffled
 from safedig.activations.store import Store, open_store
 from safedig.activations.stream import Batch
-from safedig.progress import exit_code
+from safedig.exit_codes import exit_code
 from safedig.sites import Site
+from safedig.storage import write_atomically
 
 SITE, WIDTH, TOKENS, STEPS, IMAGES = Site.parse("img.embed"), 3072, 256, 4, 4  # as of FLUX.1 in bfloat16
 SHARD = IMAGES * TOKENS * STEPS * WIDTH * 2  # bytes
@@ -58,7 +59,7 @@ def main() -> None:
         "memory_before_MB": spread([pair["shuffled"]["memory_before_MB"] for pair in pairs]),
         "goal": "throughput_ratio >= 0.5, bytes_read_per_byte_used <= 1.1, peak_memory_MB <= 500",
     }
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    write_atomically(options.out, f"{json.dumps(result, indent=2)}\n".encode())
     print(json.dumps(result, indent=2))
 
 

@@ -25,10 +25,11 @@ from steering_table import markdown, table
 from safedig.activations.record import record
 from safedig.config import UsageError
 from safedig.evaluation.intervals import rate
+from safedig.exit_codes import exit_code
 from safedig.figures import gallery, save
 from safedig.hooks import Context
 from safedig.pipelines import draw, load_pipeline
-from safedig.progress import exit_code, say
+from safedig.progress import say
 from safedig.steering.steering import Steering
 from safedig.storage import write_atomically
 from safedig.tiny import judge

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from machine import machine, spread
 
+from safedig.exit_codes import exit_code
 from safedig.hooks import Context
 from safedig.pipelines import draw, load_pipeline
-from safedig.progress import exit_code
 from safedig.prompts import as_rows
 from safedig.sae.model import ThresholdEncoder
 from safedig.sites import Site
@@ -27,6 +27,7 @@ from safedig.steering.gate import Gate
 from safedig.steering.material import Material
 from safedig.steering.rule import Rule
 from safedig.steering.steering import Steering
+from safedig.storage import write_atomically
 from safedig.tiny import prompts
 
 D_IN, D_SAE, FEATURES, TOKENS = 3072, 12288, 32, 512
@@ -52,7 +53,7 @@ def main() -> None:
         "rule": called(options.rounds),
         "goal": "steered_over_unsteered.median <= 1.05; rule.times_less.median >= 50",
     }
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    write_atomically(options.out, f"{json.dumps(result, indent=2)}\n".encode())
     print(json.dumps(result, indent=2))
 
 

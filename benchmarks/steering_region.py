@@ -25,8 +25,9 @@ from torch import Tensor
 from safedig.config import UsageError
 from safedig.evaluation.intervals import Rate
 from safedig.evaluation.latent_region import Region, fit_region, summarised
+from safedig.exit_codes import exit_code
 from safedig.pipelines import draw
-from safedig.progress import exit_code, say
+from safedig.progress import say
 from safedig.storage import write_atomically
 
 GOAL, MOST = "outside <= 0.05 of the steered ones", 0.05

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from . import __version__
 from .config import UsageError, did_you_mean
-from .progress import exit_code
+from .exit_codes import exit_code
 from .storage import check_writable
 from .verbs import VERBS, Options
 

@@ -1,14 +1,9 @@
-"""What people are told by a command, on stderr: a bar on a terminal, elsewhere a line at the start and one at the end.
-
-stdout stays free.
-"""
+"""Progress on stderr: a bar on a terminal, elsewhere one line at the start and one at the end; stdout stays free."""
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
-
-from .config import UsageError
 
 T = TypeVar("T")
 
@@ -24,22 +19,6 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
 def say(message: str) -> None:
     """One line to whoever is watching."""
     print(message, file=sys.stderr, flush=True)
-
-
-def exit_code(command: Callable[[], object], name: str, again: str = "starts again") -> int:
-    """Run a command: 0, or 2 for the caller's mistake and 130 for an interruption, each with one line.
-
-    `again` says what the same command does after an interruption.
-    """
-    try:
-        command()
-    except UsageError as error:
-        say(f"{name}: {' '.join(str(error).split())}")
-        return 2
-    except KeyboardInterrupt:
-        say(f"{name}: interrupted; the same command {again}.")
-        return 130
-    return 0
 
 
 def _bar(iterable: Iterable[T], description: str, total: int | None) -> Iterator[T]:

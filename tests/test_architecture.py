@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent / "safedig"
 SOURCES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in sorted(ROOT.rglob("*.py"))}
 
 LAYERS = [  # from the ground up; a room may import rooms of its own row and of those above it in this list
-    ("config", "progress", "shadow", "storage"),
+    ("config", "exit_codes", "progress", "shadow", "storage"),
     ("blocks", "architectures"),
     ("sites",),
     ("taps",),

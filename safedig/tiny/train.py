@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from ..config import UsageError
-from ..progress import exit_code, say
+from ..exit_codes import exit_code
+from ..progress import say
 from ..storage import check_writable
 from .training import fit
 
