@@ -22,7 +22,7 @@ from steering_folds import POOLED, QUICK, STAND_INS, TXT, Budget, Fold, Row, Wor
 from steering_rows import LINES, Line, _opens
 from steering_table import markdown, table
 
-from safedig.activations.record import record
+from safedig.activations.record import record_once
 from safedig.config import UsageError
 from safedig.evaluation.intervals import rate
 from safedig.exit_codes import exit_code
@@ -81,10 +81,8 @@ class Exam:
     @cached_property
     def inputs(self) -> dict[str, dict[str, torch.Tensor]]:
         """What passes the text inputs for each prompt, by site and id."""
-        unique = list({row["id"]: row for row in self.every}.values())
         found: dict[str, dict[str, torch.Tensor]] = {str(TXT): {}, str(POOLED): {}}
-        short = replace(self.world.drawing, steps=1)
-        for batch in record(self.world.pipe, unique, [TXT, POOLED], drawing=short):
+        for batch in record_once(self.world.pipe, self.every, [TXT, POOLED], self.world.drawing):
             found[str(batch.site)] |= {image[0]: batch.x[part] for image, part in batch.images()}
         return found
 

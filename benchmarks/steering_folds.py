@@ -11,7 +11,7 @@ from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
-from safedig.activations.record import Activations, record
+from safedig.activations.record import Activations, record, record_once
 from safedig.adaptation import adapt, fit_contrast
 from safedig.features import Counterparts, Features, Weighing, find_features, fit_counterparts, weigh
 from safedig.pipelines import Drawing, fingerprint, load_pipeline
@@ -117,7 +117,7 @@ class World:
     def inputs(self) -> Activations:
         """At both text inputs, for everything that is learnt from."""
         parts = [*self.source.values(), *self.stand_ins.values(), *self.few.values(), self.benign, self.quiet]
-        return self._recorded(joined(parts), [TXT, POOLED], replace(self.drawing, steps=1))
+        return record_once(self.pipe, joined(parts), [TXT, POOLED], self.drawing)
 
     @cached_property
     def inside(self) -> Activations:
@@ -129,11 +129,7 @@ class World:
             self.benign[: 4 * n],
             [*self.quiet[:q], *self.quiet[-q:]],
         ]
-        return self._recorded(joined(parts), list(FIXED.values()), self.drawing, tokens=16)
-
-    def _recorded(self, rows: list[Row], sites: list[Site], drawing: Drawing, **options: Any) -> Activations:
-        unique = list({row["id"]: row for row in rows}.values())
-        return record(self.pipe, unique, sites, drawing=drawing, **options).in_memory()
+        return record(self.pipe, joined(parts), FIXED.values(), drawing=self.drawing, tokens=16).in_memory()
 
 
 class Fold:

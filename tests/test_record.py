@@ -7,7 +7,7 @@ import torch
 
 from safedig.activations import record as recording
 from safedig.activations.plan import Plan
-from safedig.activations.record import record
+from safedig.activations.record import record, record_once
 from safedig.activations.schedule import schedule
 from safedig.config import UsageError
 from safedig.hooks import attach
@@ -57,6 +57,20 @@ def test_twins_are_drawn_beside_their_prompts_and_from_their_seed(pipe, prompts)
         for _, rows in batch.images()
     ]
     assert drawn == PLAN
+
+
+def test_where_only_the_prompt_passes_one_step_is_recorded_with_the_bits_of_them_all(pipe, prompts):
+    """Beside a site that knows σ every step is, which is the control."""
+    every = list(record(pipe, prompts, SITES[1:], drawing=DRAWING))
+    once = list(record_once(pipe, prompts, SITES[1:], DRAWING))
+    assert {batch.step for batch in every} == {0, 1} and {batch.step for batch in once} == {0}
+    for site in SITES[1:]:
+        known = torch.cat([batch.x for batch in once if batch.site == site])
+        for step in (0, 1):
+            passed = [batch.x for batch in every if (batch.site, batch.step) == (site, step)]
+            assert torch.equal(torch.cat(passed), known)
+    beside = record_once(pipe, prompts, [POOLED, IMG], DRAWING)
+    assert {(batch.site, batch.step) for batch in beside} == {(site, step) for site in (POOLED, IMG) for step in (0, 1)}
 
 
 def test_what_is_recorded_is_what_passes_the_site(pipe, prompts):

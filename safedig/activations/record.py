@@ -20,13 +20,13 @@ from ..hooks import Context, SigmaClock, attach
 from ..pipelines import Drawing, draw, fingerprint, guided, is_flux
 from ..progress import track
 from ..shadow import listen
-from ..sites import Site, resolve, transformer
+from ..sites import Site, of_the_prompt, resolve, transformer
 from .filling import fill
 from .plan import Part, Plan
 from .schedule import steps_at
 from .stream import Activations, Batch, Image, Prompts
 
-__all__ = ["Activations", "Batch", "Image", "Prompts", "Rows", "Tokens", "record"]
+__all__ = ["Activations", "Batch", "Image", "Prompts", "Rows", "Tokens", "record", "record_once"]
 
 Rows = Literal["cond", "uncond", "all"]
 Tokens = Literal["all", "pooled"] | int
@@ -67,6 +67,13 @@ def record(
         return Activations(run, chosen, plan.images, fingerprint(pipe))
     _refuse_edits(pipe)
     return fill(store, run.facts(chosen, batch_size, paired), plan, lambda part: run.draw(part, chosen))
+
+
+def record_once(pipe: Any, prompts: Prompts, sites: Iterable[Site], drawing: Drawing) -> Activations:
+    """In memory. Where only the prompt passes, it is the same in every step, and one step is enough."""
+    places = list(sites)
+    steps = 1 if all(map(of_the_prompt, places)) else drawing.steps
+    return record(pipe, prompts, places, drawing=replace(drawing, steps=steps)).in_memory()
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ class Replace:
 
     strength: float = 1.0
     by: Literal["counterparts", "prototypes", "map"] = "prototypes"
-    nearest: int = 8
+    nearest: int = 1
     unknown: float = 0.0
     """By counterparts: how far a token goes by the contrast decoder (see Repel) that is like no known one."""
 

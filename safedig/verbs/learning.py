@@ -3,7 +3,6 @@
 Everything is of the split `train`, but for the benign prompts that set the gates: those are of `calibrate`.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -93,12 +92,8 @@ def drawn(split: str, kinds: Mapping[str, int], seed: int, bank: Bank | None = N
 
 
 def recorded(pipe: Any, recipe: Recipe, sites: Sequence[str], rows: list[Row]) -> Activations:
-    """What passes the sites. Where only the prompt does, it is the same in every step: one is enough."""
-    from safedig.activations.record import record
-    from safedig.sites import of_the_prompt, resolve
+    """What passes the sites, drawn as the recipe draws."""
+    from safedig.activations.record import record_once
+    from safedig.sites import resolve
 
-    there, drawing = resolve(pipe, sites), recipe.drawing_of(pipe)
-    unique = list({row["id"]: row for row in rows}.values())
-    if all(map(of_the_prompt, there)):
-        drawing = dataclasses.replace(drawing, steps=1)
-    return record(pipe, unique, there, drawing=drawing).in_memory()
+    return record_once(pipe, rows, resolve(pipe, sites), recipe.drawing_of(pipe))

@@ -4,11 +4,11 @@ What several methods need (a recording, dictionaries, features) is made when fir
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from ...activations.record import Activations, record
+from ...activations.record import Activations, record_once
 from ...adaptation import adapt, fit_contrast
 from ...features import Counterparts, Features, NoFeatureError, find_features, fit_counterparts, weigh
 from ...pipelines import Drawing
@@ -16,7 +16,7 @@ from ...progress import say
 from ...sae.model import SparseAutoencoder
 from ...sae.options import SAEOptions
 from ...sae.train import train
-from ...sites import Site, of_the_prompt, resolve
+from ...sites import Site, resolve
 from ...steering.conformal import calibrated
 
 Row = dict[str, Any]
@@ -75,12 +75,7 @@ class Lesson:
         return self.recorded(self.quiet, [*self.places, *self.watched])
 
     def recorded(self, rows: Iterable[Row], sites: Iterable[Site]) -> Activations:
-        """Where only the prompt passes, it is the same in every step, and one is enough."""
-        places, drawing = list(sites), self.drawing or Drawing.of(self.pipe)
-        if all(map(of_the_prompt, places)):
-            drawing = replace(drawing, steps=1)
-        unique = {(row["id"], row["seed"]): row for row in rows}
-        return record(self.pipe, unique.values(), places, drawing=drawing).in_memory()
+        return record_once(self.pipe, rows, sites, self.drawing or Drawing.of(self.pipe))
 
     @cached_property
     def dictionaries(self) -> dict[Site, SparseAutoencoder]:

@@ -13,7 +13,7 @@ from ...steering.steering import Steering
 from .lesson import Lesson
 from .method import Learnt
 
-REPLACE = Replace(1.0, by="counterparts", nearest=1, unknown=2.0)
+REPLACE = Replace(1.0, by="counterparts", unknown=2.0)
 """At its unit."""
 
 

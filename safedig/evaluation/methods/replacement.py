@@ -28,4 +28,4 @@ class Replacement:
                 f"'{self.name}' exchanges tokens, and no site of tokens has harmful features: give sites with tokens, "
                 "such as txt.embed, or leave the method out."
             )
-        return lambda strength: Steering(lesson.contrast, maps, [Replace(strength, by="map")], scope="token")
+        return lambda strength: Steering(lesson.contrast, maps, [Replace(strength, by="map", nearest=8)], scope="token")
