@@ -1,7 +1,7 @@
 """Put functions on sites for the duration of a `with`, tell them σ and the rows, and make sure that they ran.
 
 Steering fails closed: a site that did not fire exactly as often as the schedule says raises `SafetyBypassError`
-before the image is finished. Functions get copies of nothing and must return new tensors; see record.py for copying.
+before the image is finished. Functions get the model's own tensors: they clone what they keep and change none in place.
 """
 
 import re
@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .config import UsageError
-from .shadow import listen
+from .shadow import amend, listen
 from .sites import Site, architecture, component, ports, transformer
 from .taps import argument, tap
 
@@ -72,6 +72,7 @@ def attach(pipe: Any, functions: Mapping[Site, SiteFunction], *, strict: bool = 
     `SafetyBypassError`. Compiled graphs of the whole process are dropped, for they would run without the functions.
     """
     _refuse_step_caches(pipe)
+    _refuse_unheard(pipe)
     there, root = ports(pipe), transformer(pipe)
     watch = _Watch(pipe, {site: there[site].module for site in functions if site in there}, strict)
     encoders = [name for name in watch.components if name != "transformer"]
@@ -80,6 +81,7 @@ def attach(pipe: Any, functions: Mapping[Site, SiteFunction], *, strict: bool = 
     guard: Any = torch.compiler.disable if watch.compiled else lambda hook: hook
     with ExitStack() as stack:
         stack.enter_context(listen(pipe, "check_inputs", before=watch.start))
+        stack.enter_context(amend(pipe, "encode_prompt", watch.encoding))
         stack.enter_context(listen(pipe, "encode_prompt", after=watch.encoded))
         stack.enter_context(listen(pipe.scheduler, "step", before=watch.step))
         stack.enter_context(listen(pipe, "maybe_free_model_hooks", after=watch.end))
@@ -109,6 +111,10 @@ class _Watch:
     due: Counter[Site] = field(default_factory=Counter)
     fired: Counter[Site] = field(default_factory=Counter)
     reads: Counter[str] = field(default_factory=Counter)
+    read_prompts: set[str] = field(default_factory=set)
+    """The text encoders that prompts have passed in this call, not negative ones alone."""
+    given: bool = False
+    """Whether the prompts being encoded came as embeddings."""
     known: list[tuple[Row, Tensor]] = field(default_factory=list)
     labels: list[tuple[Tensor, tuple[Row, ...]]] = field(default_factory=list)
 
@@ -124,6 +130,7 @@ class _Watch:
         self.known.clear()
         self.labels.clear()
         self.reads.clear()
+        self.read_prompts.clear()
         self._next_step()
         if self._modules() != self.modules:
             self._alarm("a module with an armed site was replaced after the functions were attached")
@@ -131,21 +138,30 @@ class _Watch:
             self._alarm("the model was compiled after the functions were attached")
         _refuse_step_caches(self.pipe)
 
+    def encoding(self, given: dict[str, Any]) -> None:
+        """Prompts are about to be encoded: of those that came as embeddings only the negative ones are read."""
+        self.given = given.get("prompt_embeds") is not None
+
     def encoded(self, result: tuple[Any, ...]) -> None:
-        """Keep the text embeddings, to know them again: SD3 returns (cond, uncond, …), FLUX is asked for one a call."""
+        """Keep the text embeddings, to know them again: FLUX is asked for one a call, others return the negative ones
+        beside them, as SD3 does (cond, uncond, …) and AuraFlow (cond, mask, uncond, mask).
+        """
         if not self.running:
             return
-        both = len(result) == 4
-        later = self.known and not both
-        self.known.append(("uncond" if later else "cond", result[0]))
-        if both and result[1] is not None:
-            self.known.insert(0, ("uncond", result[1]))
+        cond = result[0]
+        uncond = next((one for one in result[1:] if _alike(one, cond)), None)
+        if uncond is not None:
+            self.known += [("uncond", uncond), ("cond", cond)]
+        else:
+            self.known.append(("uncond" if self.known else "cond", cond))
 
     def read(self, name: str, *_: Any) -> None:
         """A text encoder is called: its sites are due once more."""
         self.reads[name] += 1
         if self.running:
             self.due.update(site for site in self.armed if site.component == name)
+            if self._read(name) == "cond":
+                self.read_prompts.add(name)
 
     def enter(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The transformer is called: read the clock and the rows once, for all sites."""
@@ -171,28 +187,28 @@ class _Watch:
         return changed
 
     def _reading(self, name: str, count: int) -> tuple[int, float, tuple[Row, ...]] | None:
-        """Every pipeline encodes the prompts before it encodes the negative ones."""
-        if not self.running:
-            return None
-        rows: list[Row] = ["uncond" if self.known or self.reads[name] > 1 else "cond"]
-        return -1, 1.0, tuple(rows * count)
+        return (-1, 1.0, (self._read(name),) * count) if self.running else None
+
+    def _read(self, name: str) -> Row:
+        """What the encoder is reading. Every pipeline encodes the prompts before it encodes the negative ones."""
+        return "uncond" if self.known or self.given or self.reads[name] > 1 else "cond"
 
     def step(self) -> None:
         """The scheduler is about to use the model's output: everything due must have fired by now."""
         if self.forwards == 0:
             self._alarm("the model ran without calling its hooks")
         for site in self.armed:
-            unread = self.steps == 0 and not self.due[site] and site.component != "transformer"
-            if unread or self.fired[site] != self.due[site]:
-                due = "any" if unread else self.due[site]
-                self._alarm(f"'{site}' fired {self.fired[site]} of {due} times in step {self.steps}")
+            if self.steps == 0 and site.component not in {"transformer", *self.read_prompts}:
+                self._alarm(f"no prompt was read at '{site}', as where embeddings are given instead of one")
+            if self.fired[site] != self.due[site]:
+                self._alarm(f"'{site}' fired {self.fired[site]} of {self.due[site]} times in step {self.steps}")
         self.steps += 1
         self._next_step()
 
     def end(self, _: None) -> None:
         """The pipeline call is over: it must have taken every step of its schedule under watch."""
-        if self.running and not self.pipe.interrupt and self.steps != self.pipe.num_timesteps:
-            self._alarm(f"{self.steps} of {self.pipe.num_timesteps} steps were seen")
+        if self.running and not interrupted(self.pipe) and self.steps != (due := steps_due(self.pipe)):
+            self._alarm(f"{self.steps} of {due} steps were seen")
         self.running = False
 
     def _next_step(self) -> None:
@@ -224,6 +240,21 @@ class _Watch:
                 f"Armed but not fired: {what}. The image is not safe to use. Attach after compiling, wrapping, "
                 "caching or replacing parts of the pipeline, or leave those out."
             )
+
+
+def interrupted(pipe: Any) -> bool:
+    """Whether someone has asked the call that runs to end before its last step; not every pipeline can be asked."""
+    return getattr(pipe, "interrupt", False)
+
+
+def steps_due(pipe: Any) -> int:
+    """Of the call that runs, or the last one."""
+    return getattr(pipe, "num_timesteps", len(pipe.scheduler.timesteps))
+
+
+def _alike(one: Any, other: Tensor) -> bool:
+    """Whether both may be embeddings of texts; a mask, a pooled vector or ids differ in rank or width."""
+    return isinstance(one, Tensor) and one.ndim == other.ndim and one.shape[-1] == other.shape[-1]
 
 
 def _label(embeddings: Tensor, known: list[tuple[Row, Tensor]]) -> tuple[Row, ...]:
@@ -260,6 +291,16 @@ def _refuse_checkpointing(model: nn.Module, site: Site) -> None:
             f"Gradient checkpointing computes what follows '{site}' anew without the edit, and the gradients would be "
             f"wrong: turn it off on pipe.{site.component}, or draw under torch.no_grad()."
         )
+
+
+def _refuse_unheard(pipe: Any) -> None:
+    """A call of the pipeline is followed by the methods that it calls on its way."""
+    for name in ("check_inputs", "encode_prompt", "maybe_free_model_hooks"):
+        if not hasattr(pipe, name):
+            raise UsageError(
+                f"A {type(pipe).__name__} has no {name}(), by which a call of it would be followed: what passes its "
+                "sites cannot be recorded or steered with certainty."
+            )
 
 
 def _refuse_step_caches(pipe: Any) -> None:

@@ -10,7 +10,7 @@ from safedig.config import UsageError
 from safedig.hooks import Context, SafetyBypassError, attach
 from safedig.shadow import listen
 from safedig.sites import Site, SiteError, resolve, sites, transformer
-from tests.tiny_pipelines import draw_images, tiny_flux, tiny_sd3
+from tests.tiny_pipelines import CALL, draw_images, tiny_auraflow, tiny_flux, tiny_sd3
 
 IMG = Site.parse("transformer_blocks.0.img.resid_post")
 TXT = Site.parse("txt.embed")
@@ -178,6 +178,20 @@ def test_embeddings_given_by_the_caller_are_recognised(tiny_random_sd3, seen):
     with attach(pipe, {TXT: watch(seen)}):
         pipe(**dict(zip(names, embeds, strict=True)), height=32, width=32, num_inference_steps=2, output_type="pt")
     assert [context.rows for context, _ in seen] == [("uncond", "cond")] * 2
+
+
+def test_rows_are_known_where_masks_lie_between_the_embeddings(seen):
+    """AuraFlow returns (cond, mask, uncond, mask), and cannot be interrupted."""
+    pipe = tiny_auraflow()
+    with attach(pipe, {Site.parse("joint_transformer_blocks.0.img.resid_post"): watch(seen)}):
+        pipe("a gun", negative_prompt="a tree", **CALL)
+    assert [context.rows for context, _ in seen] == [("uncond", "cond")] * 3
+
+
+def test_a_pipeline_whose_calls_cannot_be_followed_is_refused(tiny_random_flux, monkeypatch):
+    monkeypatch.delattr(type(tiny_random_flux), "check_inputs")
+    with pytest.raises(UsageError, match=r"has no check_inputs\(\)"), attach(tiny_random_flux, {IMG: lambda x, _: x}):
+        raise AssertionError
 
 
 def test_a_batch_is_steered_like_its_images_alone(pipe):

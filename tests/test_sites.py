@@ -163,10 +163,36 @@ def test_a_text_encoder_that_does_not_run_stops_the_image(tiny_random_sd3):
     names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
     given = dict(zip(names, embeds, strict=True))
     with (
-        pytest.raises(SafetyBypassError, match=r"text_encoder_3:final.txt.resid_post' fired 0 of any times in step 0"),
+        pytest.raises(SafetyBypassError, match=r"no prompt was read at 'text_encoder_3:final.txt.resid_post'"),
         attach(pipe, {site: lambda x, _: x}),
     ):
         pipe(**given, height=32, width=32, num_inference_steps=2, output_type="pt")
+
+
+@pytest.mark.parametrize("negative", ["a tree", None])
+def test_a_negative_prompt_in_words_does_not_stand_in_for_a_prompt_in_embeddings(pipe, negative):
+    """The encoder reads the negative prompt alone. The control: with the prompt in words as well, both are read."""
+    flux = "Flux" in type(pipe).__name__
+    site = Site.parse(f"text_encoder_{2 if flux else 3}:final.txt.resid_post")
+    options = {"height": 32, "width": 32, "num_inference_steps": 2, "max_sequence_length": 12, "output_type": "pt"}
+    options |= {"true_cfg_scale" if flux else "guidance_scale": 3.0, "negative_prompt": negative}
+    if flux:
+        embeds, pooled, _ = pipe.encode_prompt("a gun", None, max_sequence_length=12)
+    else:
+        embeds, _, pooled, _ = pipe.encode_prompt(
+            "a gun", None, None, max_sequence_length=12, do_classifier_free_guidance=False
+        )
+    rows: list[tuple[str, ...]] = []
+    with (
+        pytest.raises(SafetyBypassError, match=f"no prompt was read at '{site}'"),
+        attach(pipe, {site: lambda x, context: rows.append(context.rows)}),
+    ):
+        pipe(prompt_embeds=embeds, pooled_prompt_embeds=pooled, **options)
+    assert rows == ([("uncond",)] if negative or not flux else [])
+    rows.clear()
+    with attach(pipe, {site: lambda x, context: rows.append(context.rows)}):
+        pipe("a gun", **options)
+    assert rows == [("cond",), ("uncond",)][: len(rows)] and len(rows) == (2 if negative or not flux else 1)
 
 
 def test_patterns(tiny_random_flux):

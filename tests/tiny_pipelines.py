@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AuraFlowPipeline,
+    AuraFlowTransformer2DModel,
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
@@ -59,6 +61,33 @@ def tiny_sd3(seed: int = 0) -> StableDiffusion3Pipeline:
             tokenizer_2=_clip_tokenizer(pad="!"),
             text_encoder_3=_t5(width=64),
             tokenizer_3=_t5_tokenizer(),
+        )
+    return _quiet(pipe)
+
+
+def tiny_auraflow(seed: int = 0) -> AuraFlowPipeline:
+    """An AuraFlowPipeline with random weights: one joint and one single block."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        transformer = AuraFlowTransformer2DModel(
+            sample_size=16,
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_mmdit_layers=1,
+            num_single_dit_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            joint_attention_dim=32,
+            caption_projection_dim=32,
+            pos_embed_max_size=64,
+        )
+        pipe = AuraFlowPipeline(
+            tokenizer=_t5_tokenizer(),
+            text_encoder=_t5(width=32),
+            vae=_vae(),
+            transformer=transformer,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         )
     return _quiet(pipe)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..config import UsageError
-from ..hooks import SafetyBypassError
+from ..hooks import SafetyBypassError, interrupted, steps_due
 from .kernels import Moment, flat
 from .mixing import mixing
 from .rules import HOLDING, RULES, Sizes, held
@@ -80,9 +80,9 @@ class Run:
 
     def end(self, _: Any) -> None:
         """The pipeline call is over: every step of its schedule must have been seen."""
-        if self.running and not self.pipe.interrupt and self.steps != self.pipe.num_timesteps:
+        if self.running and not interrupted(self.pipe) and self.steps != (due := steps_due(self.pipe)):
             raise SafetyBypassError(
-                f"Armed but not run: {self.steps} of {self.pipe.num_timesteps} steps passed the safe denoiser. The "
+                f"Armed but not run: {self.steps} of {due} steps passed the safe denoiser. The "
                 "image is not safe to use. Apply it after the scheduler has been replaced or wrapped."
             )
         self.running = False
