@@ -126,7 +126,7 @@ def mean_difference(fold: Fold, gated: bool) -> Callable:
 
 
 def _opens(rule: Rule, x: Float[Tensor, "batch token d"], context: Context) -> Tensor:
-    return rule.gate(rule.heights(x)[..., None], context)
+    return rule.gate(rule.heights(x), context)
 
 
 def random_features(fold: Fold) -> Callable:

@@ -4,7 +4,6 @@ Steering fails closed: a site that did not fire exactly as often as the schedule
 before the image is finished. Functions get the model's own tensors: they clone what they keep and change none in place.
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -16,15 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .config import UsageError
+from .detours import drop_compiled_graphs, may_have_graphs, refuse_checkpointing, refuse_step_caches, refuse_unheard
 from .shadow import amend, listen
 from .sites import Site, architecture, component, ports, transformer
 from .taps import argument, tap
 
 Row = Literal["cond", "uncond"]
-
-# Diffusers' names for the hooks that replay a block's old output or skip it, and our hooks with it.
-_STEP_CACHES = re.compile("fbc|mag_cache|sea_cache|taylorseer|faster_cache|pyramid_attention|text_kv|layer_skip")
 
 
 class SafetyBypassError(RuntimeError):
@@ -71,13 +67,13 @@ def attach(pipe: Any, functions: Mapping[Site, SiteFunction], *, strict: bool = 
     what it returns takes the place of `x`, None leaves the very same tensor. `strict=False` only reads: no
     `SafetyBypassError`. Compiled graphs of the whole process are dropped, for they would run without the functions.
     """
-    _refuse_step_caches(pipe)
-    _refuse_unheard(pipe)
+    refuse_step_caches(pipe)
+    refuse_unheard(pipe)
     there, root = ports(pipe), transformer(pipe)
     watch = _Watch(pipe, {site: there[site].module for site in functions if site in there}, strict)
     encoders = [name for name in watch.components if name != "transformer"]
     if watch.compiled:
-        _drop_compiled_graphs()
+        drop_compiled_graphs()
     guard: Any = torch.compiler.disable if watch.compiled else lambda hook: hook
     with ExitStack() as stack:
         stack.enter_context(listen(pipe, "check_inputs", before=watch.start))
@@ -136,7 +132,7 @@ class _Watch:
             self._alarm("a module with an armed site was replaced after the functions were attached")
         if self._compiled() and not self.compiled:
             self._alarm("the model was compiled after the functions were attached")
-        _refuse_step_caches(self.pipe)
+        refuse_step_caches(self.pipe)
 
     def encoding(self, given: dict[str, Any]) -> None:
         """Prompts are about to be encoded: of those that came as embeddings only the negative ones are read."""
@@ -151,7 +147,7 @@ class _Watch:
         cond = result[0]
         uncond = next((one for one in result[1:] if _alike(one, cond)), None)
         if uncond is not None:
-            self.known += [("uncond", uncond), ("cond", cond)]
+            self.known.extend((("uncond", uncond), ("cond", cond)))
         else:
             self.known.append(("uncond" if self.known else "cond", cond))
 
@@ -183,11 +179,12 @@ class _Watch:
         self.fired[site] += 1
         changed = function(x, Context(site, *moment))
         if changed is not None and changed is not x and site.family and torch.is_grad_enabled():
-            _refuse_checkpointing(component(self.pipe, site.component), site)
+            refuse_checkpointing(component(self.pipe, site.component), site)
         return changed
 
     def _reading(self, name: str, count: int) -> tuple[int, float, tuple[Row, ...]] | None:
-        return (-1, 1.0, (self._read(name),) * count) if self.running else None
+        rows = (self._read(name),)
+        return (-1, 1.0, rows * count) if self.running else None
 
     def _read(self, name: str) -> Row:
         """What the encoder is reading. Every pipeline encodes the prompts before it encodes the negative ones."""
@@ -232,7 +229,7 @@ class _Watch:
         return [transformer(self.pipe), *(model.get_submodule(path) for model, path in armed)]
 
     def _compiled(self) -> bool:
-        return any(_may_have_graphs(self.pipe, name) for name in self.components)
+        return any(may_have_graphs(self.pipe, name) for name in self.components)
 
     def _alarm(self, what: str) -> None:
         if self.strict and self.armed:
@@ -268,46 +265,3 @@ def _label(embeddings: Tensor, known: list[tuple[Row, Tensor]]) -> tuple[Row, ..
         if part.shape == tensor.shape and torch.equal(part, tensor):
             labels.extend(row for _ in tensor)
     return tuple(labels) if len(labels) == len(embeddings) else ("cond",) * len(embeddings)
-
-
-def _may_have_graphs(pipe: Any, name: str) -> bool:
-    model = component(pipe, name)
-    compiled = ("_orig_mod" in part._modules or vars(part).get("_compiled_call_impl") for part in model.modules())
-    return getattr(pipe, name) is not model or any(compiled)
-
-
-def _drop_compiled_graphs() -> None:
-    """torch.compile skips hooks that a graph has not seen, by default and silently."""
-    import torch._dynamo
-
-    torch._dynamo.config.skip_nnmodule_hook_guards = False
-    torch.compiler.reset()
-
-
-def _refuse_checkpointing(model: nn.Module, site: Site) -> None:
-    """What is computed anew for the gradients passes the site again, at no step: the function is not run then."""
-    if any(getattr(part, "gradient_checkpointing", False) for part in model.modules()):
-        raise UsageError(
-            f"Gradient checkpointing computes what follows '{site}' anew without the edit, and the gradients would be "
-            f"wrong: turn it off on pipe.{site.component}, or draw under torch.no_grad()."
-        )
-
-
-def _refuse_unheard(pipe: Any) -> None:
-    """A call of the pipeline is followed by the methods that it calls on its way."""
-    for name in ("check_inputs", "encode_prompt", "maybe_free_model_hooks"):
-        if not hasattr(pipe, name):
-            raise UsageError(
-                f"A {type(pipe).__name__} has no {name}(), by which a call of it would be followed: what passes its "
-                "sites cannot be recorded or steered with certainty."
-            )
-
-
-def _refuse_step_caches(pipe: Any) -> None:
-    for module in transformer(pipe).modules():
-        for name in getattr(vars(module).get("_diffusers_hook"), "hooks", {}):
-            if _STEP_CACHES.match(name):
-                raise UsageError(
-                    f"The transformer has the step cache '{name}', which replays old activations past the hooks: "
-                    "call pipe.transformer.disable_cache() first, or load the pipeline anew where it has none."
-                )

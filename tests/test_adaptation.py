@@ -1,5 +1,7 @@
 """The contrast decoder predicts what harm adds, and leaves the codes bit-equal; pairs meet whatever the order."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -30,6 +32,28 @@ def test_the_codes_are_bit_equal_before_and_after():
     assert after.encoder is before.encoder
     assert torch.equal(after.encode(a), before.encode(a))
     assert not torch.equal(after.decoder.W_dec, before.decoder.W_dec)
+
+
+def test_a_centre_that_the_decoder_subtracts_is_read_with_and_kept():
+    """As `adapt(align_mean=True)` leaves it: the rows answer to the codes that the gate will read."""
+    centre, index = torch.full((D_IN,), 0.2), torch.tensor([HARM, RARE])
+    moved = replace(sae(), decoder=replace(sae().decoder, centre=centre))
+    after = fit_contrast({SITE: moved}, recording(), {SITE: features(HARM, RARE)})[SITE]
+    a = torch.randn(100, D_IN)
+    assert torch.equal(after.encode(a), moved.encode(a)) and not torch.equal(after.encode(a), sae().encode(a))
+    shifted = replace(sae().encoder, b_enc=sae().encoder.b_enc - centre @ sae().encoder.W_enc)
+    other = fit_contrast({SITE: replace(sae(), encoder=shifted)}, recording(), {SITE: features(HARM, RARE)})[SITE]
+    torch.testing.assert_close(after.decoder.W_dec[index], other.decoder.W_dec[index])
+
+
+def test_twins_that_name_each_other_are_one_pair_and_no_harm_is_learnt_of_the_safe_one():
+    given = recording()
+    back = {row["twin"]: row["id"] for row in given.prompts if row.get("twin")}
+    mutual = [row | {"twin": row.get("twin") or back.get(row["id"], "")} for row in given.prompts]
+    assert sum(bool(row["twin"]) for row in mutual) == 2 * len(back), "the control"
+    both = Activations(lambda sites, ids: given, given.sites, mutual, given.model)
+    assert twins(both) == twins(given)
+    assert torch.equal(fit(HARM, activations=both).decoder.W_dec, fit(HARM).decoder.W_dec)
 
 
 def test_only_the_harmful_rows_are_not_zero():

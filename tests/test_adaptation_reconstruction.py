@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import safedig
+from safedig.activations.record import Activations, Batch
 from safedig.adaptation import FineTuning, adapt, fine_tune, movement
 from safedig.adaptation.report import moved, quality
 from safedig.config import UsageError
@@ -23,6 +24,7 @@ from tests.domains import (
     TURNED,
     fvu,
     overgrown,
+    prompts,
     recording,
     sae,
     source,
@@ -230,6 +232,25 @@ def test_how_the_stream_is_cut_does_not_matter(per_batch):
 def test_one_prompt_is_fitted_and_measured():
     after = adapted(target(25), source(25), least_gain=-math.inf)
     assert not after.metadata["adaptation"]["held_out"] and after.metadata["adaptation"]["rows"]["target"] == 25
+
+
+@pytest.mark.parametrize("count", [2, 5, 11, 12, 40])
+def test_with_a_row_a_prompt_few_prompts_are_measured_as_well_as_can_be_and_no_decoder_moves_unmeasured(count):
+    """As a pooled vector in one step: of eleven prompts one is held out, of which no half can be measured."""
+    x = target(count)
+    one = Activations(lambda sites, ids: [batch_of(x)], [SITE], prompts(count), "fingerprint")
+    after = adapt({SITE: sae()}, one, replay=recording(source()))[SITE]
+    report = after.metadata["adaptation"]
+    measured = report["domains"]["target"]["adapted"]["fvu"]
+    assert report["kept"] == (
+        not min(report["gain"]["target"], report["gain"]["target"] - report["gain"]["source"]) >= 0.01
+    )
+    assert math.isfinite(measured) == (count >= 12) and (report["kept"] or math.isfinite(measured))
+
+
+def batch_of(x):
+    names = [row["id"] for row in prompts(len(x))]
+    return Batch(SITE, 0, 1.0, names, list(range(len(x))), ("cond",) * len(x), torch.full((len(x),), -1), x)
 
 
 def test_rows_that_are_no_numbers_are_skipped_and_counted_and_many_are_refused():

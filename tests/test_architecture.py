@@ -15,7 +15,7 @@ LAYERS = [  # from the ground up; a room may import rooms of its own row and of 
     ("config", "exit_codes", "progress", "shadow", "storage"),
     ("blocks", "architectures"),
     ("sites",),
-    ("taps",),
+    ("taps", "detours"),
     ("hooks",),
     ("prompts", "hub", "model_folders"),
     ("tiny", "pipelines", "skeleton"),

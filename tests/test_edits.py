@@ -233,6 +233,19 @@ def test_by_the_dose_each_image_of_a_batch_is_looked_up_in_a_bank_of_its_own():
             torch.testing.assert_close(out[image], x[image] - bank.delta[near])
 
 
+def test_without_pairs_too_an_image_that_was_opened_elsewhere_is_looked_up_among_all():
+    """No token of it tells, and nothing else here can: harm that is kept under `together` is found all the same."""
+    x = normal(2, 5, D_IN)
+    silent = Dose.of(torch.ones(3)).lowered(1e3)
+    one = replace(rule(Replace(1.0, "counterparts"), found=features(dose=silent)), gate=Gate(0.0, "image"))
+    open_, delta = one.decided(x, CONTEXT, torch.tensor([True, False]))
+    assert open_.tolist() == [[True] * 5, [False] * 5]
+    bank = counterparts().all()
+    near = torch.cdist(x[0], bank.tokens).argmin(1)
+    torch.testing.assert_close(delta[0], -bank.delta[near])
+    assert (near >= PROTOTYPES).any(), "some of those that tell only together are nearest"
+
+
 def test_what_only_replace_by_counterparts_reads_is_kept_for_it_alone():
     made = {by: rule(Replace(by=by)).material for by in ("counterparts", "prototypes", "map")}
     assert made["counterparts"].counterparts is not None and made["counterparts"].bank is None

@@ -7,10 +7,11 @@ import torch
 
 from safedig.activations.pairs import Pairing
 from safedig.evaluation.methods import METHODS
-from safedig.evaluation.methods.mean_difference import GATED, PLAIN, every_row, mean_differences, minus
+from safedig.evaluation.methods.mean_difference import GATED, PLAIN, every_row, gated, mean_differences, minus
 from safedig.evaluation.methods.ours import steered
 from safedig.hooks import Context
 from safedig.sites import Site
+from safedig.steering.applied import Opened
 from tests.lessons import HARMFUL, images, lesson, state
 
 TXT = Site.parse("txt.embed")
@@ -48,6 +49,14 @@ def test_strength_nought_is_a_no_op_and_its_unit_changes_a_harmful_image(method)
     changed = images(given, asked, at(4 * method.unit))
     assert not torch.equal(changed, plain)
     assert state(given.pipe) == before and torch.equal(images(given, asked), plain)
+
+
+def test_the_gate_follows_the_activations_to_their_device():
+    """Shown on the device without numbers, which every machine has."""
+    rule = steered(lesson(), 0.0).rules[TXT]
+    x = torch.zeros(2, 12, rule.encoder.W_enc.shape[0])
+    for device in ("cpu", "meta"):
+        assert gated(rule, Opened(), x.to(device), Context(TXT, 0, 1.0, ("cond", "cond"))).device.type == device
 
 
 def shut(given):

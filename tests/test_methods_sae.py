@@ -39,6 +39,13 @@ def test_the_clamp_is_the_formula_where_a_code_exceeds_its_mean_and_nothing_else
     assert torch.equal(delta, torch.zeros_like(x)), "0.5 is below the mean: no other bit is touched"
 
 
+@pytest.mark.parametrize("published", [True, False])
+def test_the_clamp_follows_the_activations_to_their_device(published):
+    """Shown on the device without numbers, which every machine has."""
+    out = clamping(sae(), M, MEAN, 2.0, published=published)(tokens().to("meta"), HERE)
+    assert out is not None and out.is_meta and out.shape == tokens().shape
+
+
 def test_at_nought_the_code_is_taken_away_which_is_no_no_op():
     x = tokens()
     out = clamping(sae(), M, MEAN, 0.0, published=False)(x, HERE)

@@ -16,12 +16,14 @@ from safedig.pipelines import draw
 from safedig.prompts import prompts_from_rows
 from safedig.sae.model import Decoder, SparseAutoencoder, ThresholdEncoder
 from safedig.sae.train import SAEOptions, train
-from safedig.sites import d_in, sites, transformer
-from safedig.steering.applied import Opened
+from safedig.sites import Site, d_in, sites, transformer
+from safedig.steering.applied import Live, Opened
 from safedig.steering.edits import Blend, Repel, Replace
 from safedig.steering.gate import Gate
 from safedig.steering.guard import fit_guards
 from safedig.steering.holding import apply_steering, remove_steering
+from safedig.steering.material import Material
+from safedig.steering.rule import Rule
 from safedig.steering.steering import Steering
 from tests.steerings import (
     ALWAYS,
@@ -39,7 +41,7 @@ from tests.steerings import (
     steering,
     whole,
 )
-from tests.tiny_pipelines import draw_images
+from tests.tiny_pipelines import CALL, draw_images
 
 # ---- a closed gate
 
@@ -393,6 +395,14 @@ def test_what_a_site_tells_opens_none_that_was_passed_before_it(pipe):
     assert any(touch.open.any() for image in made.audit for touch in image if touch.site == IMG), "the control"
 
 
+def test_a_text_encoder_cannot_be_watched_for_it_is_passed_before_any_step(tiny_random_flux):
+    encoder = Site.parse("text_encoder_2:final.txt.resid_post")
+    saes, _, features = whole(tiny_random_flux, [encoder, TXT])
+    with pytest.raises(UsageError, match=r"passed before the first step, and can open no gate"):
+        Steering(saes, features, watch=[encoder], scope="image")
+    assert Steering(saes, features, scope="image").rules.keys() == {encoder, TXT}, "it may be edited"
+
+
 def test_a_watched_site_that_is_passed_after_all_that_it_could_open_is_an_error(pipe):
     with watching(pipe, IMG).apply(pipe), pytest.raises(UsageError, match=r"after txt\.embed, whose gates it should"):
         draw_images(pipe, ["a gun"])
@@ -635,6 +645,58 @@ def test_the_audit_is_of_the_last_call_and_the_report_of_all(tiny_random_flux):
     assert len(made.audit) == 1 and made.report[str(TXT)]["passed"] == 3 * 3 * 12
 
 
+def test_what_is_done_to_a_prompt_in_a_text_encoder_is_told_of_all_its_images(pipe):
+    """A text encoder has a row for each prompt, the transformer one for each image."""
+    encoder = Site.parse(f"text_encoder_{2 if 'Flux' in type(pipe).__name__ else 3}:final.txt.resid_post")
+    made = made_of(pipe, {encoder: rule(pipe, encoder), TXT: rule(pipe, TXT)})
+    options = CALL | {"num_images_per_prompt": 2, "num_inference_steps": 1, "guidance_scale": 1.0}
+    with made.apply(pipe):
+        pipe(["a gun", "a cup"], **options)
+    assert [[touch.site for touch in image] for image in made.audit] == [[encoder, TXT]] * 4
+    assert [[touch.image for touch in image] for image in made.audit] == [[number] * 2 for number in range(4)]
+    alone = made_of(pipe, {encoder: made.rules[encoder]})
+    with alone.apply(pipe):
+        pipe(["a gun", "a cup"], **options)
+    assert [[touch.site for touch in image] for image in alone.audit] == [[encoder]] * 2
+    assert [image[0].moved for image in made.audit] == [image[0].moved for image in alone.audit for _ in range(2)]
+
+
+# ---- gradients and mixed precision
+
+
+def test_gradients_are_those_of_the_very_pass_and_can_be_taken_twice():
+    """What was decided before, for the same values, has no graph or another one; without gradients it serves."""
+    W_enc = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    encoder = ThresholdEncoder(W_enc, torch.ones(4), torch.zeros(4))
+    one = Rule(torch.arange(4), encoder, Material(torch.linspace(-1, 1, 32).reshape(4, 8)), Gate(-1.0), (Repel(1.0),))
+    x, context = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(1)), Context(TXT, 0, 1.0, ("cond",))
+
+    def gradient(live):
+        leaf = x.clone().requires_grad_()
+        live(leaf, context).square().sum().backward()
+        return leaf.grad
+
+    expected, live = gradient(Live(one)), Live(one)
+    with torch.no_grad():
+        live(x, context)
+        decided = live._last
+        live(x, context)
+        assert live._last is decided is not None
+    assert torch.equal(gradient(live), expected) and torch.equal(gradient(live), expected)
+    assert expected.norm() > 0
+
+
+@pytest.mark.parametrize("edits", EVERY_EDIT, ids=str)
+def test_under_autocast_all_is_decided_in_float32(tiny_random_flux, edits):
+    one = edited(tiny_random_flux, edits, [TXT]).rules[TXT]
+    x, context = torch.randn(2, 12, d_in(tiny_random_flux, TXT)), Context(TXT, 0, 0.5, ("cond", "cond"))
+    open_, delta = one.decided(x, context)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (x[0] @ x[0].T).dtype == torch.bfloat16, "the control"
+        again = one.decided(x, context)
+    assert torch.equal(again[0], open_) and again[1].dtype == torch.float32 and torch.equal(again[1], delta)
+
+
 # ---- what it is made of
 
 
@@ -651,7 +713,11 @@ def test_what_cannot_be_put_together_is_explained(tiny_random_flux):
         (lambda: Steering(contrasts, features, [Replace(), Repel()], reconstruction=saes), "give it alone"),
         (lambda: Steering(saes, features, [Replace(by="map")]), "at a pooled vector there are none"),
         (lambda: Steering(saes, features, sigmas=(0.9, 0.1)), "expected the lowest σ first"),
-        (lambda: Steering({}, {}), "do not all name one model"),
+        (lambda: Steering({}, {}), "There are no features"),
+        (
+            lambda: Steering({site: replace(one, metadata={}) for site, one in saes.items()}, features),
+            "do not all name one model",
+        ),
     ):
         with pytest.raises(UsageError, match=message):
             make()

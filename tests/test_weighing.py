@@ -246,7 +246,7 @@ def test_as_it_is_before_any_calibration_it_can_be_saved(tmp_path):
         ([row | {"twin": ""} for row in GUNS], "There are 0 harmful prompts with safe twins and 12 benign prompts"),
         (of(GUNS, "harmful"), "There are 0 harmful prompts with safe twins and 0 benign prompts"),
         (HARMLESS, "0 harmful prompts with safe twins and 36 benign.*record harmful prompts with their safe twins"),
-        ([row | {"kind": "mixed"} for row in GUNS], "There are 12 harmful .* and 0 benign prompts.*beside them"),
+        ([row | {"kind": "mixed"} for row in GUNS], "There are 0 harmful .* and 0 benign prompts.*beside them"),
     ],
 )
 def test_a_recording_without_twins_or_harmless_prompts_is_refused(rows, message):

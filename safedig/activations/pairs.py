@@ -77,10 +77,10 @@ class _Half:
 
 
 def twins(activations: Activations) -> list[tuple[Image, Image]]:
-    """Each recorded harmful image and the image of its safe twin."""
-    recorded = {(row["id"], row["seed"]) for row in activations.prompts}
+    """Each recorded harmful image and the image of its safe twin; a twin that may show harm itself is none."""
+    safe = benign(activations)
     links = [((row["id"], row["seed"]), (row.get("twin", ""), row["seed"])) for row in activations.prompts]
-    return [(harmful, safe) for harmful, safe in links if safe in recorded]
+    return [(harmful, twin) for harmful, twin in links if twin in safe]
 
 
 def dealt(activations: Activations, share: Share, batch_size: int = 16) -> Activations:

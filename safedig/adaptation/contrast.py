@@ -14,6 +14,7 @@ from ..activations.pairs import Pair, Pairing, benign
 from ..activations.record import Activations, Prompts
 from ..config import UsageError
 from ..features import Features
+from ..features.heights import columns
 from ..sae.model import Decoder, SparseAutoencoder
 from ..sites import Site
 
@@ -64,7 +65,7 @@ class _Sums:
     """ZᵀZ, ZᵀΔ and ‖Δ‖² over tokens, in float64; W = (ZᵀZ + λI)⁻¹ ZᵀΔ."""
 
     def __init__(self, sae: SparseAutoencoder, features: Features):
-        self.encoder = sae.encoder.columns(features.index)
+        self.encoder = columns(sae, features.index)
         self.gram = torch.zeros(len(features), len(features), dtype=torch.float64)
         self.moment = torch.zeros(len(features), sae.d_in, dtype=torch.float64)
         self.square = 0.0
@@ -119,7 +120,7 @@ class _Sums:
             "silent_harmful": features.index[~self.fired].tolist(),
             "codes_equal": True,
         }
-        decoder = Decoder(W_dec, torch.zeros_like(sae.decoder.b_dec))
+        decoder = Decoder(W_dec, torch.zeros_like(sae.decoder.b_dec), sae.decoder.centre)
         return sae.with_decoder(decoder, objective="contrast", ridge=ridge, pairs=self.pairs, adaptation=report)
 
 

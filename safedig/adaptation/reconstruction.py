@@ -20,6 +20,7 @@ from .solve import FEWEST, HeldOut, Mixture, Solution, solve
 from .statistics import Statistics
 
 _MEASURED = 4096  # rows of a domain that are held in memory to measure on
+_FEWEST = 2  # rows that have a variance
 
 
 @dataclass(frozen=True)
@@ -66,16 +67,20 @@ class Domain:
             self.statistics.update(part, z)
 
     def measured(self) -> Float[Tensor, "rows d_in"]:
-        """Half of the rows that are held out; all, where nothing could be."""
-        return self._measured.rows()[1::2] if self.held_out else self._measured.rows()
+        """Half of the rows that are held out; all, where nothing could be or too few are for halves."""
+        return self._rows(1)
 
     def stopping(self) -> HeldOut | None:
         """The other half, as the encoder reads them."""
         if not self.held_out:
             return None
-        x = self._measured.rows()[::2]
+        x = self._rows(0)
         parts = list(encoded(self.sae, x if self.centre is None else x - self.centre))
         return HeldOut(torch.cat([part for part, _ in parts]), joined([z for _, z in parts])) if parts else None
+
+    def _rows(self, half: int) -> Float[Tensor, "rows d_in"]:
+        x = self._measured.rows()
+        return x[half::2] if self.held_out and len(x) >= 2 * _FEWEST else x
 
     def check(self, name: str) -> None:
         """Before anything is solved: there must be rows, and hardly any that are no numbers."""
@@ -116,7 +121,7 @@ class Refit:
         tables = self._tables({"zero_shot": self.sae.decoder, "bias_only": bias_only, "adapted": adapted})
         gains = {name: _gain(table) for name, table in tables.items()}
         beyond = gains["target"] - gains.get("source", 0.0)
-        keeps = self.source is not None and min(beyond, gains["target"]) < self.ridge.least_gain
+        keeps = self.source is not None and not min(beyond, gains["target"]) >= self.ridge.least_gain  # nor if NaN
         if keeps:
             say(
                 f"{self.sae.metadata.get('site', 'A site')}: the source's decoder stays, as the target gains "

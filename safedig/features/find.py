@@ -94,8 +94,7 @@ class _Sides:
 
     @classmethod
     def of(cls, activations: Activations) -> "_Sides":
-        plain = benign(activations)
-        links = [(harmful, safe) for harmful, safe in twins(activations) if safe in plain]
+        plain, links = benign(activations), twins(activations)
         risk = {row["id"]: row["risk"] for row in activations.prompts if row.get("risk")}
         harmful = {one for one, _ in links} or {(r["id"], r["seed"]) for r in activations.prompts if r.get("risk")}
         safe = {other for _, other in links} or plain

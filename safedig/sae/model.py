@@ -5,7 +5,7 @@ for: a decoder with a `centre` has it subtracted from the input before the same 
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -136,6 +136,15 @@ class SparseAutoencoder:
 
     def decode(self, z: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]:
         return self.decoder(z)
+
+    def to(self, device: str | torch.device) -> "SparseAutoencoder":
+        """The same on another device."""
+
+        def moved(half: Any) -> Any:
+            tensors = {one.name: getattr(half, one.name) for one in fields(half)}
+            return replace(half, **{name: x.to(device) for name, x in tensors.items() if isinstance(x, Tensor)})
+
+        return replace(self, encoder=moved(self.encoder), decoder=moved(self.decoder))
 
     def with_decoder(self, decoder: Decoder, **metadata: Any) -> "SparseAutoencoder":
         """The same encoder object beside another decoder; `metadata` is added to what is known."""

@@ -6,7 +6,7 @@ with the site's mean. The two that are edited follow the first, so that all thre
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -77,7 +77,7 @@ class _Splicing:
     def splice(self, x: Float[Tensor, "batch token d"], context: Context) -> Float[Tensor, "batch token d"]:
         variant = self._variants(context).to(x.device)
         if self.sae.decoder.W_dec.device != x.device:
-            self.sae = _on(self.sae, x.device)
+            self.sae = self.sae.to(x.device)
         made = self.sae.decode(self.sae.encode(x)).to(x)
         mean = x[variant == 0].mean((0, 1)).expand_as(x)
         kinds = rearrange(variant, "batch -> batch 1 1")
@@ -105,14 +105,6 @@ class _Splicing:
         """Which of the three each row is of; rows of one kind, conditional or not, come in the order of the images."""
         at = [context.rows[:row].count(context.rows[row]) for row in range(len(context.rows))]
         return torch.tensor(at) // self.images
-
-
-def _on(sae: SparseAutoencoder, device: torch.device) -> SparseAutoencoder:
-    def moved(half: Any) -> Any:
-        tensors = {one.name: getattr(half, one.name) for one in fields(half)}
-        return replace(half, **{name: x.to(device) for name, x in tensors.items() if isinstance(x, Tensor)})
-
-    return replace(sae, encoder=moved(sae.encoder), decoder=moved(sae.decoder))
 
 
 def _shares(sums: Float[Tensor, " variants"]) -> dict[str, float]:

@@ -19,7 +19,7 @@ from torch.linalg import vector_norm
 from ..config import UsageError
 from ..hooks import Context, Row, SafetyBypassError, attach
 from ..shadow import listen
-from ..sites import Site
+from ..sites import Site, of_the_prompt
 from .rule import Rule
 from .tensors import equal
 
@@ -107,15 +107,16 @@ class Live:
     def _decided(self, x: Float[Tensor, "batch token d"], context: Context) -> tuple[Tensor, Tensor]:
         """What the rule decides; where only the prompt passes, it is the same in every step and is decided once.
 
-        A guard reads σ, so that nothing is kept where there is one.
+        A guard reads σ, and a decision made for gradients belongs to its own graph: neither is kept.
         """
-        steered, last = self.rule.gate.steered(context), self._last
+        once = of_the_prompt(context.site) and self.rule.guard is None and not torch.is_grad_enabled()
+        steered, last = self.rule.gate.steered(context), self._last if once else None
         opened = self.opened.before(context)
         opened = None if opened is None else opened.to(x.device)
         if last is not None and last[1:3] == (context.rows, steered) and equal(last[0], x) and equal(last[3], opened):
             return last[4:]
         open_, delta = self.rule.decided(x, context, opened)
-        if not context.site.family and self.rule.guard is None:
+        if once:
             self._last = (x, context.rows, steered, opened, open_, delta)
         return open_, delta
 

@@ -156,7 +156,7 @@ class Replace:
         known, dose, here = material.counterparts, material.dose, a[open_]
         assert known is not None
         alone, together = open_, torch.zeros_like(open_)
-        if dose is not None and len(dose.pairs):
+        if dose is not None:
             alone, together = open_ & dose.alone(z)[:, None], open_ & dose.only_pairs(z)[:, None]
         harm = known.harm(here, alone[open_], together[open_], self.nearest)
         if not self.unknown:

@@ -10,12 +10,15 @@ from torch import Tensor
 from ..config import UsageError
 from ..hooks import Context
 
+_DIGITS = 1e-6  # a window is written with so many digits, and its ends are levels of the schedule
+
 
 @dataclass(frozen=True)
 class Gate:
-    """Opens for a token if Σ_M z_j exceeds the threshold, σ lies in the window and the row is to be steered.
+    """Opens for a token that comes higher than the threshold, if σ lies in the window and the row is to be steered.
 
-    One threshold for the sum: features that are each a little up in harmless tokens are seldom all up in one.
+    How high it comes is its dose, or Σ_M z_j (see `Rule.heights`): one number, for features that are each a little up
+    in harmless tokens are seldom all up in one.
     """
 
     threshold: float
@@ -33,19 +36,20 @@ class Gate:
 
     def __call__(
         self,
-        z: Float[Tensor, "batch token features"],
+        height: Float[Tensor, "batch token"],
         context: Context,
         opened: Bool[Tensor, " batch"] | None = None,
     ) -> Bool[Tensor, "batch token"]:
         """`opened`: the images that gates of other sites have opened for, and so does this one if it is of images."""
-        over = z.sum(-1) > self.threshold
+        over = height > self.threshold
         if self.scope == "image":
             image = over.any(-1) if opened is None else over.any(-1) | opened
             over = image[:, None].expand_as(over)
         steered = self.steered(context)
-        return over if all(steered) else over & torch.tensor(steered, device=z.device)[:, None]
+        return over if all(steered) else over & torch.tensor(steered, device=height.device)[:, None]
 
     def steered(self, context: Context) -> list[bool]:
         """The rows whose tokens it may open for at this σ."""
         low, high = self.sigmas
-        return [low <= context.sigma <= high and self.rows in ("all", row) for row in context.rows]
+        inside = low - _DIGITS <= context.sigma <= high + _DIGITS
+        return [inside and self.rows in ("all", row) for row in context.rows]

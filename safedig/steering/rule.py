@@ -5,6 +5,7 @@ edits need beside them lies in `material`.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -48,11 +49,12 @@ class Rule:
         opened: Bool[Tensor, " batch"] | None = None,
     ) -> tuple[Bool[Tensor, "batch token"], Float[Tensor, "batch token d_in"]]:
         """The tokens that the gate opens for, and what is to be added to these; `opened`: see `Gate`."""
-        a = x.float()
-        z = self.encoder(a)
-        open_ = self.gate(self._heights(z)[..., None], context, opened)
-        delta = self.delta(a, z, open_)
-        return open_, delta if self.guard is None else self.guard(a, delta, context.sigma)
+        with _exactly(x.device):
+            a = x.float()
+            z = self.encoder(a)
+            open_ = self.gate(self._heights(z), context, opened)
+            delta = self.delta(a, z, open_)
+            return open_, delta if self.guard is None else self.guard(a, delta, context.sigma)
 
     def heights(self, x: Float[Tensor, "batch token d_in"]) -> Float[Tensor, "batch token"]:
         """How high each token comes at the gate: its dose where there is one, else the sum of its harmful codes."""
@@ -113,3 +115,9 @@ class Rule:
             f"{acts} on {len(self.index)} features; opens above {gate.threshold:.3g} for the {gate.scope}, "
             f"{gate.rows} rows, σ {low_high}{guarded}"
         )
+
+
+def _exactly(device: torch.device) -> AbstractContextManager[Any]:
+    """Without the user's mixed precision: thresholds are of codes in float32."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()

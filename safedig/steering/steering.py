@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from os import PathLike
 from typing import Any, Literal
 
@@ -54,6 +54,8 @@ class Steering:
         of each one; for scope and rows see `Gate`.
         """
         edited = [site for site in features if site not in watch]
+        if not features:
+            raise UsageError("There are no features: give those of at least one site (find_features, weigh).")
         check_together(tuple(edits), tokens=not any(_one_token(site) for site in edited), scope=scope)
         _check_saes(saes, features, edited if any(edit.needs for edit in edits) else [], reconstruction)
         _check_watch(watch, features, scope)
@@ -150,10 +152,20 @@ class Steering:
 
     @property
     def audit(self) -> list[list[Touch]]:
-        """What was done to each image of the last call of the pipeline, step by step, closed gates too."""
+        """What was done to each image of the last call of the pipeline, step by step, closed gates too.
+
+        What was done to a prompt in a text encoder is told of all its images; where nothing else was armed, once.
+        """
         touches = [touch for live in self._live.values() for touch in live.touches()]
-        images = range(1 + max((touch.image for touch in touches), default=-1))
-        return [sorted((one for one in touches if one.image == image), key=lambda one: one.step) for image in images]
+        drawn = 1 + max((touch.image for touch in touches if touch.step >= 0), default=-1)
+        texts = 1 + max((touch.image for touch in touches if touch.step < 0), default=-1)
+        each = drawn // texts if drawn and texts else 1
+        found: list[list[Touch]] = [[] for _ in range(max(drawn, texts))]
+        for touch in sorted(touches, key=lambda one: one.step):
+            first, count = (touch.image * each, each) if touch.step < 0 else (touch.image, 1)
+            for image in range(first, first + count):
+                found[image].append(replace(touch, image=image))
+        return found
 
     def merge(self, other: "Steering") -> "Steering":
         """Both in one, for one model and at different sites."""
@@ -213,6 +225,11 @@ def _check_watch(watch: Sequence[Site], features: Mapping[Site, Features], scope
     """What is watched can open a gate somewhere."""
     if missing := [site for site in watch if site not in features]:
         raise UsageError(f"There are no features for '{missing[0]}', which is to be watched: find or weigh them there.")
+    if outside := [site for site in watch if site.component != "transformer"]:
+        raise UsageError(
+            f"'{outside[0]}' is passed before the first step, and can open no gate of a step: watch a site of the "
+            "transformer, such as txt.embed or pooled.embed."
+        )
     if watch and (scope != "image" or not features.keys() - set(watch)):
         raise UsageError(
             "A watched site opens the gates of other sites, of whole images: give features of one that is not watched, "

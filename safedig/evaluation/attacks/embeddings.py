@@ -44,7 +44,6 @@ def descent(
     adam = torch.optim.Adam(groups)
     while True:
         for _ in range(steps):
-            # Put on anew, for what a rule has decided in one step belongs to that step's graph.
             with torch.enable_grad(), victim.reading() as margins, victim.acting.apply(victim.pipe):
                 loss = objective.loss(Text(*parts)).sum()
                 loss = loss + (silence(margins) if knows_gates else 0.0)

@@ -8,6 +8,7 @@ m = 0 sets the codes to nought; no strength of the formula is a no-op.
 """
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float, Int
@@ -63,15 +64,18 @@ def clamping(
     strength: float,
     published: bool,
 ) -> SiteFunction:
-    rows = sae.decoder.W_dec[index]
+    @lru_cache(maxsize=1)
+    def there(device: torch.device) -> tuple[SparseAutoencoder, Tensor, Tensor]:
+        return sae.to(device), index.to(device), mean.to(device)
 
     def clamp(x: Float[Tensor, "batch token d_in"], context: Context) -> Tensor:
         a = x.float()
-        z = sae.encode(a)
-        harmful = z[..., index]
-        changed = torch.where(harmful > mean, -strength * mean * harmful, harmful)
-        delta = (changed - harmful) @ rows  # D(z') − D(z)
-        kept = 2 * sae.decode(z) - a if published else a
+        own, features, usual = there(x.device)
+        z = own.encode(a)
+        harmful = z[..., features]
+        changed = torch.where(harmful > usual, -strength * usual * harmful, harmful)
+        delta = (changed - harmful) @ own.decoder.W_dec[features]  # D(z') − D(z)
+        kept = 2 * own.decode(z) - a if published else a
         return (kept + delta).to(x.dtype)
 
     return clamp

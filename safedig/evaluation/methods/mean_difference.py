@@ -64,14 +64,14 @@ def mean_differences(lesson: Lesson) -> dict[Site, Float[Tensor, " d_in"]]:
 
 def every_row(x: Float[Tensor, "batch token d_in"], context: Context) -> Bool[Tensor, "batch token"]:
     """All conditional ones."""
-    return Gate(float("-inf"))(torch.zeros_like(x[..., :1]), context)
+    return Gate(float("-inf"))(torch.zeros_like(x[..., 0]), context)
 
 
 def gated(
     rule: Rule, opened: Opened, x: Float[Tensor, "batch token d_in"], context: Context
 ) -> Bool[Tensor, "batch token"]:
     """Those that the rule opens for, or a rule that was passed before it."""
-    open_, _ = rule.decided(x, context, opened.before(context))
+    open_, _ = rule.to(x.device).decided(x, context, opened.before(context))
     opened.add(context, open_.any(1))
     return open_
 
