@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -23,6 +24,24 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     if near:
         return f"Did you mean '{near[0]}'?"
     return f"Expected one of: {', '.join(known)}."
+
+
+def check_choices(owner: Any, path: str = "") -> None:
+    """A `UsageError` where a field of a dataclass that is a `Literal` holds something else; it names the nearest."""
+    for name, hint in typing.get_type_hints(type(owner)).items():
+        if typing.get_origin(hint) is typing.Literal:
+            _checked(getattr(owner, name), hint, f"{path}{name}")
+
+
+def check_numbers(owner: Any, path: str, names: Iterable[str], *, least: float = 0, above: bool = False) -> None:
+    """A `UsageError` where one of these fields is below `least`, or at it if `above`, or infinite, or no number."""
+    for name in names:
+        value = getattr(owner, name)
+        if value is None or (math.isfinite(value) and (value > least or (value == least and not above))):
+            continue
+        raise UsageError(
+            f"{path}{name}={value}: expected a number {'above' if above else 'from'} {least:g}{'' if above else ' on'}."
+        )
 
 
 def from_toml(cls: type[T], text: str, overrides: Iterable[str] = ()) -> T:

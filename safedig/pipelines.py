@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import hub, model_folders
-from .config import UsageError, build, did_you_mean
+from .config import UsageError, build, check_numbers, did_you_mean
 from .sites import components, transformer
 
 Offload = Literal["model", "sequential", "group"]
@@ -66,6 +66,11 @@ class Drawing:
     max_sequence_length: int
     true_cfg: bool = False
     """FLUX only: two passes a step with an empty negative prompt, instead of the distilled guidance of FLUX.1-dev."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "drawing.", ("steps", "max_sequence_length"), least=1)
+        check_numbers(self, "drawing.", ("height", "width"), least=8)
+        check_numbers(self, "drawing.", ("guidance",))
 
     @classmethod
     def of(cls, pipe: Any) -> "Drawing":

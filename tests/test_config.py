@@ -6,7 +6,16 @@ from typing import Any, Literal
 
 import pytest
 
-from safedig.config import UsageError, build, did_you_mean, from_toml, parse_override, to_toml
+from safedig.config import (
+    UsageError,
+    build,
+    check_choices,
+    check_numbers,
+    did_you_mean,
+    from_toml,
+    parse_override,
+    to_toml,
+)
 
 
 @dataclass(frozen=True)
@@ -133,3 +142,27 @@ def test_anything_goes_where_anything_is_annotated():
 def test_a_far_off_name_gets_the_list_and_a_near_one_gets_the_name():
     assert did_you_mean("tiny-flx", ["tiny-flux", "tiny-sd3"]) == "Did you mean 'tiny-flux'?"
     assert did_you_mean("qqq", ["tiny-sd3", "tiny-flux"]) == "Expected one of: tiny-flux, tiny-sd3."
+
+
+@dataclass(frozen=True)
+class Chosen:
+    how: Literal["fast", "slow"] = "fast"
+    count: int = 3
+
+
+def test_a_choice_that_is_none_is_named_with_the_nearest():
+    check_choices(Chosen("slow"))
+    with pytest.raises(UsageError, match=r'of\.how="slowly": Did you mean \'slow\''):
+        check_choices(Chosen("slowly"), "of.")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("value", "above", "fine"), [(3, False, True), (3, True, False), (2, False, False)])
+def test_numbers_are_held_to_where_they_begin(value, above, fine):
+    def check():
+        check_numbers(Chosen(count=value), "of.", ["count"], least=3, above=above)
+
+    if fine:
+        check()
+    else:
+        with pytest.raises(UsageError, match=rf"of\.count={value}: expected a number (from 3 on|above 3)"):
+            check()

@@ -1,6 +1,8 @@
 """Each edit is its formula, moves nothing where there is nothing to move, and a guard keeps it among what is usual."""
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -469,3 +471,34 @@ def test_activations_that_never_change_are_guarded_too():
     found = fit_guards(Activations(lambda s, i: batches, [SITE], still.prompts, "m"))[SITE]
     a = torch.ones(1, D_IN)
     assert torch.isfinite(found(a, normal(1, D_IN), 1.0)).all() and isinstance(found, Guard)
+
+
+MISSPELT = """
+from safedig.config import UsageError
+from safedig.steering.edits import Blend, Repel, Replace
+from safedig.steering.gate import Gate
+
+for make in (
+    lambda: Replace(by="counterpart"),
+    lambda: Repel(form="papers"),
+    lambda: Blend(form="deltas"),
+    lambda: Gate(0.0, "images"),
+    lambda: Gate(0.0, rows="conds"),
+):
+    try:
+        make()
+    except UsageError as error:
+        print(error)
+"""
+
+
+def test_a_misspelt_choice_is_refused_where_no_types_are_checked():
+    """A process of its own: here the type checks of the tests would refuse it first."""
+    told = subprocess.run([sys.executable, "-c", MISSPELT], capture_output=True, text=True, check=True).stdout
+    assert [line.split("Did you mean ")[1] for line in told.splitlines()] == [
+        "'counterparts'?",
+        "'paper'?",
+        "'delta'?",
+        "'image'?",
+        "'cond'?",
+    ]

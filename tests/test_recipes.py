@@ -118,3 +118,39 @@ def test_there_are_prompts_enough_to_vouch_for_the_gates(name, cut):
     """At each site what single tokens say may open one, and what pairs say."""
     recipe = cut(load(name))
     assert least((1 - recipe.quantile) / (2 * len(recipe.sites)), 0.1) <= recipe.prompts.quiet
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("prompts.report=0", r"prompts\.report=0: expected a number from 1 on"),
+        ("prompts.shown=0", r"prompts\.shown=0"),
+        ("sae.batch_size=-1", r"sae\.batch_size=-1"),
+        ("sae.steps=0", r"sae\.steps=0"),
+        ("seed=-1", "seed=-1: expected a number from 0 on"),
+        ("strength=-7", "strength=-7"),
+        ("strength=inf", "strength=inf"),
+        ("quantile=9", "quantile=9"),
+        ("sites=[]", "at least one site"),
+        ("adapt.objectives=[]", "expected 'reconstruction', 'contrast', or both"),
+        ("route.budget=nan", r"route\.budget=nan: expected a number above 0"),
+        ("route.pairs=1", r"route\.pairs=1: expected a number from 2 on"),
+    ],
+)
+def test_a_value_with_which_nothing_can_be_done_is_named_before_anything_is(override, message):
+    with pytest.raises(UsageError, match=message):
+        load("tiny-flux", [override])
+
+
+@pytest.mark.parametrize("name", ["steps", "height", "width", "max_sequence_length", "guidance"])
+def test_a_drawing_of_nothing_is_named(name):
+    given = {"steps": 8, "guidance": 3.0, "height": 64, "width": 64, "max_sequence_length": 24}
+    assert Drawing(**given)
+    with pytest.raises(UsageError, match=rf"drawing\.{name}=-1"):
+        Drawing(**given | {name: -1})
+
+
+def test_a_recipe_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "odd.toml").write_bytes(b"model = '\xff'")
+    with pytest.raises(UsageError, match="is not UTF-8"):
+        load(str(tmp_path / "odd.toml"))

@@ -1,6 +1,7 @@
 """Training: resumed runs lose nothing, bad rows are named and left out, what is far out is not learnt from."""
 
 import json
+import math
 import os
 import random
 import subprocess
@@ -102,10 +103,27 @@ def test_options_that_are_left_out_are_left_out_of_the_toml():
     assert from_toml(SAEOptions, to_toml(given)) == given
 
 
-@pytest.mark.parametrize("k", [0, -1, 33])
-def test_more_active_than_there_are_features_is_refused(k):
-    with pytest.raises(UsageError, match=f"k={k} of 32 features"):
-        train_on(mixtures(50), replace(SHORT, k=k))
+def test_more_active_than_there_are_features_is_refused():
+    with pytest.raises(UsageError, match="k=33 of 32 features"):
+        train_on(mixtures(50), replace(SHORT, k=33))
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("k", 1), ("expansion", 1), ("steps", 1), ("batch_size", 1), ("buffer", 1), ("aux", 0), ("warm_up", 0)],
+)
+def test_an_option_that_nothing_could_be_trained_with_is_named(name, least):
+    with pytest.raises(UsageError, match=rf"sae\.{name}={least - 1}: expected a number from {least} on"):
+        SAEOptions(**{name: least - 1})
+    assert getattr(SAEOptions(**{name: least}), name) == least, "the control"
+
+
+def test_a_step_size_and_limits_are_above_nought():
+    for make in (lambda x: SAEOptions(lr=x), lambda x: Limits(max_norm=x), lambda x: Limits(clip=x)):
+        for value in (0.0, -1.0, math.inf, math.nan):
+            with pytest.raises(UsageError, match="expected a number above 0"):
+                make(value)
+        make(0.5)
 
 
 # ---- architectures

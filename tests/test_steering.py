@@ -357,6 +357,19 @@ def test_it_says_in_a_few_lines_what_it_does_where(tiny_random_flux):
         assert words in lines[1]
 
 
+def test_a_window_may_be_of_a_site_by_its_name(tiny_random_flux):
+    saes, _, features = whole(tiny_random_flux)
+    made = Steering(saes, features, sigmas={str(TXT): (0.5, 1.0), POOLED: (0.0, 0.25)})
+    windows = {site: one.gate.sigmas for site, one in made.rules.items()}
+    assert windows[TXT] == (0.5, 1.0) and windows[POOLED] == (0.0, 0.25) and windows[IMG] == (0.0, 1.0)
+
+
+def test_a_steering_none_of_whose_gates_can_open_says_so_when_it_is_put_on(tiny_random_flux, capsys):
+    for gate, said in ((NEVER, True), (ALWAYS, False)):
+        with edited(tiny_random_flux, [Repel()], gate=gate).apply(tiny_random_flux):
+            assert ("No gate of this steering can open" in capsys.readouterr().err) == said
+
+
 # ---- sites that open the gates of others
 
 
@@ -714,6 +727,7 @@ def test_what_cannot_be_put_together_is_explained(tiny_random_flux):
         (lambda: Steering(saes, features, [Replace(by="map")]), "at a pooled vector there are none"),
         (lambda: Steering(saes, features, sigmas=(0.9, 0.1)), "expected the lowest σ first"),
         (lambda: Steering({}, {}), "There are no features"),
+        (lambda: Steering(saes, features, sigmas={"img.embed": (0.0, 1.0)}), "a window for 'img.embed', where there"),
         (
             lambda: Steering({site: replace(one, metadata={}) for site, one in saes.items()}, features),
             "do not all name one model",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from safedig.activations.schedule import step_of
-from safedig.config import UsageError, build, did_you_mean, from_toml, to_toml
+from safedig.config import UsageError, build, check_numbers, did_you_mean, from_toml, to_toml
 from safedig.evaluation.curriculum import Sizes
 from safedig.evaluation.jury import Judging
 from safedig.pipelines import Drawing, Offload, load_pipeline
@@ -29,6 +29,9 @@ class Counts:
     shown: int = 4
     quiet: int = 400
     """Benign prompts, and as many near-misses, that set the gates."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "prompts.", ("learn", "report", "benign", "shown", "quiet"), least=1)
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,11 @@ class Adapting:
     fine_tune: int = 0
     """Steps of a warm fine-tune that is measured beside, encoder and all; it is not kept."""
 
+    def __post_init__(self) -> None:
+        check_numbers(self, "adapt.", ("fine_tune",))
+        if not self.objectives:
+            raise UsageError("adapt.objectives=[]: expected 'reconstruction', 'contrast', or both.")
+
 
 @dataclass(frozen=True)
 class Routing:
@@ -117,11 +125,8 @@ class Routing:
     """What the causal check may cost, as a share of drawing those images."""
 
     def __post_init__(self) -> None:
-        if min(self.prompts, self.pairs) < 2 or self.budget <= 0:
-            raise UsageError(
-                f"route.prompts={self.prompts}, route.pairs={self.pairs}, route.budget={self.budget:g}: expected at "
-                "least 2, 2, and a share above 0."
-            )
+        check_numbers(self, "route.", ("prompts", "pairs"), least=2)
+        check_numbers(self, "route.", ("budget",), above=True)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -210,6 +215,14 @@ class Recipe:
     calibrate: Calibrating | None = None
     judge: Judging | None = None  # of what calibrate, evaluate and attack draw; the tiny world's unless given
 
+    def __post_init__(self) -> None:
+        check_numbers(self, "", ("seed", "strength"))
+        if not 0 < self.quantile < 1 or not self.sites:
+            raise UsageError(
+                f"quantile={self.quantile:g}, sites={list(self.sites)}: expected a share between 0 and 1, and at least "
+                "one site."
+            )
+
     @property
     def sha(self) -> str:
         """What stands for these options in a result: a result whose recipe has changed since is stale."""
@@ -259,4 +272,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     if not path.is_file() or (path.parent == FOLDER and path.stem not in names()):
         raise UsageError(f"There is no recipe '{name}'. {did_you_mean(name, names())}")
-    return from_toml(Recipe, path.read_text(encoding="utf-8"), overrides)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"The recipe '{name}' is not UTF-8: save it as that. {error}.") from error
+    return from_toml(Recipe, text, overrides)

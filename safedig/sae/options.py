@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ..config import UsageError
+from ..config import UsageError, check_numbers
 
 Architecture = Literal["batchtopk", "topk", "jumprelu", "matryoshka"]
 
@@ -20,6 +20,9 @@ class Limits:
     """Rows whose distance from the mean exceeds this many root mean squares are not trained on."""
     clip: float = 50.0
     """Values further from their mean than this are brought back to it."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "sae.limits.", ("max_norm", "clip"), above=True)
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,11 @@ class SAEOptions:
     """Steps over which the step size rises to `lr`; none unless given."""
     limits: Limits | None = None
     """`Limits()` unless given."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "sae.", ("expansion", "k", "steps", "batch_size", "buffer"), least=1)
+        check_numbers(self, "sae.", ("aux", "seed", "warm_up"))
+        check_numbers(self, "sae.", ("lr",), above=True)
 
     def d_sae(self, d_in: int) -> int:
         """The number of features at a site of this width; a `UsageError` where k of them cannot be active."""

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..config import UsageError, build, did_you_mean
+from ..config import UsageError, build, check_choices, did_you_mean
 from .bank import mean_of
 from .material import Material
 
@@ -196,6 +196,7 @@ def check_together(edits: tuple[Edit, ...], *, tokens: bool, scope: str) -> None
 
 
 def _check(edit: Edit) -> None:
+    check_choices(edit)
     if not (math.isfinite(edit.strength) and edit.strength >= 0):
         raise UsageError(f"{edit}: expected a strength from 0 on.")
     if not isinstance(edit, Repel) and edit.nearest < 1:

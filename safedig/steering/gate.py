@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..config import UsageError
+from ..config import UsageError, check_choices
 from ..hooks import Context
 
 _DIGITS = 1e-6  # a window is written with so many digits, and its ends are levels of the schedule
@@ -31,6 +31,7 @@ class Gate:
     """Lowest and highest noise level σ at which it may open, both included."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if not self.sigmas[0] <= self.sigmas[1]:
             raise UsageError(f"sigmas={self.sigmas}: expected the lowest σ first, then the highest.")
 

@@ -1,5 +1,6 @@
 """`Steering`: rules at sites of one model, put on its pipeline while a `with` lasts, merged, saved and loaded."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -8,7 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ..config import UsageError, build
+from ..config import UsageError, build, did_you_mean
 from ..features import Counterparts, Features
 from ..features.heights import columns
 from ..pipelines import fingerprint
@@ -44,7 +45,7 @@ class Steering:
         watch: Sequence[Site] = (),
         scope: Literal["token", "image"] = "token",
         rows: Literal["cond", "all"] = "cond",
-        sigmas: Window | Mapping[Site, Window] = (0.0, 1.0),
+        sigmas: Window | Mapping[Site | str, Window] = (0.0, 1.0),
     ):
         """Repel reads the decoders of `saes` (of `fit_contrast`), Blend and Replace those of `reconstruction`.
 
@@ -59,6 +60,7 @@ class Steering:
         check_together(tuple(edits), tokens=not any(_one_token(site) for site in edited), scope=scope)
         _check_saes(saes, features, edited if any(edit.needs for edit in edits) else [], reconstruction)
         _check_watch(watch, features, scope)
+        windows = _windows(sigmas, features)
         models = {str(saes[site].metadata.get("model", "")) for site in features}
         if len(models) != 1 or "" in models:
             raise UsageError("The SAEs do not all name one model that they were trained on: train them together.")
@@ -72,12 +74,11 @@ class Steering:
             own = tuple(edits) if site in edited else ()
             needs = [need for edit in own for need in edit.needs]
             sae, other = saes[site], None if reconstruction is None else reconstruction.get(site)
-            window = sigmas if isinstance(sigmas, tuple) else sigmas.get(site, (0.0, 1.0))
             self.rules[site] = Rule(
                 found.index,
                 columns(sae, found.index),
                 Material.of(site, sae, found, needs, other, None if counterparts is None else counterparts.get(site)),
-                Gate(found.threshold, scope, rows, window),
+                Gate(found.threshold, scope, rows, windows.get(site, (0.0, 1.0))),
                 own,
                 None if guards is None else guards.get(site),
             )
@@ -122,6 +123,8 @@ class Steering:
         it was not made for, and is to steer all the same.
         """
         self.check(pipe, force)
+        if self.rules and all(rule.gate.threshold == math.inf for rule in self.rules.values()):
+            say("No gate of this steering can open: its features were given no threshold (see calibrated).")
         opened = Opened([site for site, rule in self.rules.items() if rule.edits])
         self._live = live = {site: Live(rule, opened) for site, rule in self.rules.items()}
         with put_on(pipe, live):
@@ -215,6 +218,18 @@ class Steering:
         width = max((len(str(site)) for site in self.rules), default=0)
         lines = [f"Steering at {len(self.rules)} sites of the model {self.model[:12]}…"]
         return "\n".join([*lines, *(f"  {site!s:{width}}  {rule}" for site, rule in self.rules.items())])
+
+
+def _windows(sigmas: Window | Mapping[Site | str, Window], features: Mapping[Site, Features]) -> dict[Site, Window]:
+    """Of each site that has one of its own, or of all."""
+    if not isinstance(sigmas, Mapping):
+        return dict.fromkeys(features, sigmas)
+    windows = {Site.parse(str(site)): window for site, window in sigmas.items()}
+    for site in windows:
+        if site not in features:
+            nearest = did_you_mean(str(site), map(str, features))
+            raise UsageError(f"sigmas= has a window for '{site}', where there are no features. {nearest}")
+    return windows
 
 
 def _one_token(site: Site) -> bool:
