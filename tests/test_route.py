@@ -223,6 +223,13 @@ def test_one_domain_alone_is_ranked_by_its_separability_and_it_is_said():
         ranked(source="fire", target=None, scorer="transfer")
 
 
+def test_domains_that_share_all_of_their_safe_prompts_are_ranked_by_separability_and_it_is_said():
+    given = [row | {"twin": row["twin"] and f"fire-{row['id'].split('-')[1]}-safe", "seed": 7} for row in rows()]
+    made = ranked(recording(PLANTED, given))
+    assert made.options["held_out"] == "nothing: the domains share all of their safe prompts"
+    assert "transfer" not in made.sites[0].terms and ranked().options["held_out"] == "the target"
+
+
 def test_what_was_not_tried_on_the_model_is_said():
     assert ranked().options["causal"].startswith("none")
     made = ranked(effects=effects({TXT: 0.5, BIND: 0.5}))

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from safedig.config import UsageError
 from safedig.routing import power, probes, scores
-from safedig.routing.contrast import Contrast, contrast
+from safedig.routing.contrast import Contrast, _dealt, contrast
 from safedig.routing.probes import PairedRows
 from safedig.routing.scorers import DEFAULT, MERITS, SCORERS, scorer
 from tests.planted import SOURCE, TARGET, rows
@@ -66,6 +66,25 @@ def test_prompts_name_their_domains_and_leave_the_others_out():
 def test_without_twins_each_prompt_gets_a_stranger_of_its_own():
     made = pairs(twins=False)
     assert not made.twins and len(made.safe.unique()) == len(made.safe) == 3 * PAIRS
+
+
+def strangers(count: int) -> list[dict[str, Any]]:
+    """The planted prompts without twins, and so many safe ones for all domains."""
+    given = rows(20, twins=False)
+    return [row for row in given if row["risk"]] + [row for row in given if not row["risk"]][:count]
+
+
+@pytest.mark.parametrize(("count", "each"), [(60, 1), (30, 2), (15, 4)])
+def test_strangers_serve_twice_in_one_domain_before_two_domains_share_one(count, each):
+    made = contrast(strangers(count), DOMAINS)
+    assert sorted(made.cluster.unique().tolist()) == list(range(count)) and made.cluster.bincount().max() == each
+    assert sum(len(made.cluster[made.of(name)].unique()) for name in DOMAINS) == count
+
+
+def test_control_fewer_strangers_than_domains_are_shared():
+    given = sorted(strangers(2), key=lambda row: row["id"])
+    of = _dealt({row["id"]: row["risk"] for row in given if row["risk"]}, ["one", "other"])
+    assert set(of) == {row["id"] for row in given if row["risk"]} and set(of.values()) == {"one", "other"}
 
 
 def test_a_prompt_drawn_from_several_seeds_stays_together_and_counts_once():
@@ -195,6 +214,34 @@ def test_without_a_target_each_domain_is_left_out_in_turn():
     torch.testing.assert_close(probes.transfer_auroc(rows_, made, ONES), torch.stack(expected).mean(0))
     one = contrast(rows(PAIRS), "fire")
     assert probes.transfer_auroc(draw(one, same_lift()), one, ONES[:, :PAIRS]) is None
+
+
+def shared(made: Contrast, prompts: int) -> Contrast:
+    """As if so many safe prompts served all domains alike."""
+    return replace(made, cluster=torch.arange(len(made.domain)) % prompts)
+
+
+def noise_that_shares(made: Contrast, seed: int) -> PairedRows:
+    rows_ = draw(made, {}, seed, r=64)
+    return PairedRows(rows_.harmful, rows_.safe[:, made.cluster])
+
+
+@pytest.mark.parametrize("target", [True, False])
+def test_safe_prompts_that_domains_share_do_not_leak_into_transfer(target):
+    """Control: with those pairs learnt from, the same noise looks as if it transferred."""
+    made, found, leaking = shared(pairs(target), 45), [], []
+    apart = replace(made, cluster=torch.arange(len(made.domain)))
+    for seed in range(20):
+        rows_ = noise_that_shares(made, seed)
+        found.append(probes.transfer_auroc(rows_, made, ONES))
+        leaking.append(probes.transfer_auroc(rows_, apart, ONES))
+    assert torch.stack(found).mean() == pytest.approx(0.5, abs=0.04) and torch.stack(leaking).mean() > 0.6
+
+
+@pytest.mark.parametrize("target", [True, False])
+def test_where_all_pairs_share_their_safe_prompts_there_is_no_transfer(target):
+    made = shared(pairs(target), PAIRS)
+    assert probes.transfer_auroc(noise_that_shares(made, 0), made, ONES) is None
 
 
 # ---- family-wise control

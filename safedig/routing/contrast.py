@@ -7,7 +7,7 @@ the class means, its noise is that of strangers, and all that is said of pairs h
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, zip_longest
 from typing import Any
 
 import torch
@@ -93,7 +93,7 @@ def contrast(prompts: Sequence[dict[str, Any]], source: Domains, target: Domains
     safe = benign(recording)
     links = sorted((one, other) for one, other in twins(recording) if one in risk and other in safe)
     paired = bool(links)
-    links = links or _strangers(sorted(risk), sorted(safe))
+    links = links or _strangers(risk, sorted(safe))
     at = {(row["id"], row["seed"]): index for index, row in enumerate(prompts)}
     clusters = {name: index for index, name in enumerate(sorted({other[0] for _, other in links}))}
     made = Contrast(
@@ -128,16 +128,39 @@ def _asked(given: Domains) -> set[str]:
     return set() if isinstance(given, str) else {entry["id"] for entry in given if not isinstance(entry, str)}
 
 
-def _strangers(harmful: list[Image], safe: list[Image]) -> list[tuple[Image, Image]]:
+def _strangers(risk: dict[Image, str], safe: list[Image]) -> list[tuple[Image, Image]]:
     """Each harmful prompt with a safe one by the hash of its id, image by image; a safe one only then serves twice."""
     by_prompt: dict[str, list[Image]] = {}
     for image in safe:
         by_prompt.setdefault(image[0], []).append(image)
-    shuffled = sorted(by_prompt, key=lambda name: hashlib.sha256(name.encode()).digest())
-    ids = sorted({image[0] for image in harmful}, key=lambda name: hashlib.sha256(name.encode()).digest())
-    of = dict(zip(ids, cycle(shuffled), strict=False)) if shuffled else {}
+    if not by_prompt:
+        return []
+    domain = {image[0]: name for image, name in risk.items()}
+    of = _dealt({name: domain[name] for name in sorted(domain, key=_hash)}, sorted(by_prompt, key=_hash))
     seeds = {name: cycle(images) for name, images in by_prompt.items()}
-    return [(image, next(seeds[of[image[0]]])) for image in harmful] if of else []
+    return [(image, next(seeds[of[image[0]]])) for image in sorted(risk)]
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
+
+
+def _dealt(domain: dict[str, str], strangers: list[str]) -> dict[str, str]:
+    """A stranger for each prompt. Too few are dealt to the domains in turn, so that two domains do not share one."""
+    members: dict[str, list[str]] = {}
+    for prompt, name in domain.items():
+        members.setdefault(name, []).append(prompt)
+    order = list(domain)
+    if len(order) > len(strangers):
+        order = [prompt for turn in zip_longest(*members.values()) for prompt in turn if prompt is not None]
+    own: dict[str, list[str]] = {}
+    for prompt, stranger in zip(order, strangers, strict=False):
+        own.setdefault(domain[prompt], []).append(stranger)
+    return {
+        prompt: stranger
+        for name, prompts in members.items()
+        for prompt, stranger in zip(prompts, cycle(own.get(name, strangers)), strict=False)
+    }
 
 
 def _enough(links: Iterable[tuple[Image, Image]], made: Contrast) -> None:

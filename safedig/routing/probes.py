@@ -90,16 +90,16 @@ def auroc(scores: Scores, weights: Float[Tensor, "draw pair"]) -> Float[Tensor, 
 
 
 def transfer_auroc(rows: PairedRows, pairs: Contrast, weights: Float[Tensor, "draw pair"]) -> Tensor | None:
-    """AUROC on domains that the probe has not seen, [draw step]; None if there is one domain only.
+    """AUROC on domains that the probe has not seen, [draw step]; None if there is nothing else to learn from.
 
     The probe of the whole source on the target; without a target, that of all source domains but one on that one,
-    averaged over them.
+    averaged over them. A pair that shares a prompt with what is held out is not learnt from.
     """
-    if pairs.is_target.any():
-        held_out = [(~pairs.is_target, pairs.is_target)]
-    else:
-        held_out = [(~pairs.of(name), pairs.of(name)) for name in pairs.source if len(pairs.source) > 1]
-    found = [auroc(read(rows.of(test), probe(rows.of(train))), weights[:, test]) for train, test in held_out]
+    held_out = [pairs.is_target] if pairs.is_target.any() else [pairs.of(name) for name in pairs.source]
+    parted = [(~test & ~torch.isin(pairs.cluster, pairs.cluster[test]), test) for test in held_out]
+    found = [
+        auroc(read(rows.of(test), probe(rows.of(train))), weights[:, test]) for train, test in parted if train.any()
+    ]
     return torch.stack(found).mean(0) if found else None
 
 

@@ -174,12 +174,13 @@ def _options(
 ) -> dict[str, Any]:
     """How it was ranked, and what could not be had."""
     held_out = "the target" if pairs.target else "each source domain in turn"
+    alone = "there is one domain only" if len(set(pairs.domain)) == 1 else "the domains share all of their safe prompts"
     return {
         "scorer": scorer,
         "bootstrap": bootstrap,
         "seed": seed,
         "contrast": "safe twins" if pairs.twins else "class means: no harmful prompt was recorded with its safe twin",
-        "held_out": held_out if "transfer" in measured[0].terms else "nothing: there is one domain only",
+        "held_out": held_out if "transfer" in measured[0].terms else f"nothing: {alone}",
         "level": power.LEVEL,
         "tosses": power.TOSSES,
         "power": "enough" if power.enough(pairs) else "low: so few prompts cannot be told from chance, record more",
