@@ -63,6 +63,18 @@ def test_prompts_name_their_domains_and_leave_the_others_out():
     assert {given[at]["id"] for at in made.harmful[~made.is_target]} == {row["id"] for row in some}
 
 
+@pytest.mark.parametrize("as_prompts", [(True, False), (False, True), (True, True)])
+def test_one_side_may_be_named_and_the_other_given_as_prompts(as_prompts):
+    """Control: of a side that is given as prompts, no others are taken."""
+    given = rows(12)
+    some = {name: [row for row in given if row["risk"] == name][:9] for name in ("fire", TARGET)}
+    source, target = (some[name] if listed else name for name, listed in zip(some, as_prompts, strict=True))
+    made = contrast(given, source, target)
+    assert made.source == ["fire"] and made.target == [TARGET]
+    counts = [int((made.is_target == wanted).sum()) for wanted in (False, True)]
+    assert counts == [9 if listed else 12 for listed in as_prompts]
+
+
 def test_without_twins_each_prompt_gets_a_stranger_of_its_own():
     made = pairs(twins=False)
     assert not made.twins and len(made.safe.unique()) == len(made.safe) == 3 * PAIRS
@@ -126,6 +138,15 @@ def test_seven_prompts_are_too_few_and_eight_are_not(twins):
         contrast(few, SOURCE, TARGET)
     assert len(contrast(few, SOURCE).domain) == 16
     assert len(contrast(rows(8, twins=twins), SOURCE, TARGET).domain) == 24
+
+
+@pytest.mark.parametrize(("bare", "role"), [(("poison",), "target"), (SOURCE, "source")])
+def test_a_side_without_twins_is_an_error_where_the_other_has_them(bare, role):
+    given = [row | {"twin": "" if row["risk"] in bare else row["twin"]} for row in rows(9)]
+    with pytest.raises(UsageError, match=f"The {role} has 0 harmful prompts against 0 safe twins"):
+        contrast(given, SOURCE, TARGET)
+    other = contrast(given, TARGET if role == "source" else SOURCE)  # control: not asked for, it is not missed
+    assert other.twins and not other.target
 
 
 def test_without_safe_prompts_nothing_is_ranked():

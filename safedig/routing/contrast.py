@@ -84,11 +84,11 @@ def contrast(prompts: Sequence[dict[str, Any]], source: Domains, target: Domains
     if both := set(names) & set(aims):
         raise UsageError(f"'{min(both)}' is a source and the target: a target is a domain that the source leaves out.")
     recording = Activations(lambda sites, ids: (), [], list(prompts), "")
-    asked = _asked(source) | (_asked(target) if target is not None else set())
+    asked = dict.fromkeys(names, _asked(source)) | dict.fromkeys(aims, _asked(target or ()))
     risk = {
         (row["id"], row["seed"]): row["risk"]
         for row in prompts
-        if row.get("risk") in (*names, *aims) and (not asked or row["id"] in asked)
+        if (ids := asked.get(row.get("risk", ""))) is not None and (not ids or row["id"] in ids)
     }
     safe = benign(recording)
     links = sorted((one, other) for one, other in twins(recording) if one in risk and other in safe)
@@ -104,7 +104,7 @@ def contrast(prompts: Sequence[dict[str, Any]], source: Domains, target: Domains
         is_target=torch.tensor([risk[one] in aims for one, _ in links], dtype=torch.bool),
         twins=paired,
     )
-    _enough(links, made)
+    _enough(links, made, aimed=bool(aims))
     return made
 
 
@@ -163,13 +163,14 @@ def _dealt(domain: dict[str, str], strangers: list[str]) -> dict[str, str]:
     }
 
 
-def _enough(links: Iterable[tuple[Image, Image]], made: Contrast) -> None:
+def _enough(links: Iterable[tuple[Image, Image]], made: Contrast, aimed: bool) -> None:
     """Prompts, not images: ten seeds of a prompt say the same ten times."""
     for role, wanted in (("source", False), ("target", True)):
         there = [link for link, is_target in zip(links, made.is_target.tolist(), strict=True) if is_target == wanted]
         counts = [len({link[side][0] for link in there}) for side in (0, 1)]
-        if min(counts) < FEWEST and (made.is_target.any() or not wanted):
+        if min(counts) < FEWEST and (aimed or not wanted):
+            against = f"{counts[1]} safe {'twins' if made.twins else 'ones'}"
             raise UsageError(
-                f"The {role} has {counts[0]} harmful prompts against {counts[1]} safe ones; expected at least {FEWEST} "
-                "of each, too few would rank sites by chance: record more prompts with their safe twins."
+                f"The {role} has {counts[0]} harmful prompts against {against}; expected at least {FEWEST} of each, "
+                "too few would rank sites by chance: record more prompts with their safe twins."
             )
