@@ -15,6 +15,7 @@ from safedig import __main__
 from safedig.evaluation.jury import Jury
 from safedig.prompts import prompts_from_rows, save_prompts
 from safedig.recipes import Recipe, Routing, load
+from safedig.routing.contrast import concerned
 from safedig.routing.routed import Route
 from safedig.verbs import Options
 from safedig.verbs import route as verb
@@ -273,9 +274,13 @@ def test_every_wanted_domain_of_the_tiny_world_is_drawn_alike_and_a_quarter_is_b
     assert {row["risk"] for row in some} == {"sign", "fire", ""}
 
 
-def test_twins_of_other_domains_are_not_recorded():
-    kept = verb._of(rows(), {"weapons"})
+def test_twins_of_other_domains_are_not_recorded_and_those_that_are_shared_are():
+    kept = concerned(rows(), ("weapons", ""))
     assert {row["risk"] for row in kept} == {"weapons", ""} and len(kept) == 2 * PAIRS + 4
+    shared = [row | {"twin": f"cup-weapons{row['id'][-1]}"} if row["risk"] == "signs" else row for row in rows()]
+    ids = {row["id"] for row in concerned(shared, ("weapons", ""))}
+    assert ids == {row["id"] for row in shared if row["risk"] != "signs"}
+    assert all(row["twin"] in ids for row in shared if row["risk"] == "weapons")
 
 
 def test_what_is_not_asked_stays_out_of_the_hash():

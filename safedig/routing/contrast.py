@@ -5,7 +5,7 @@ the class means, its noise is that of strangers, and all that is said of pairs h
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle, zip_longest
 from typing import Any
@@ -106,6 +106,18 @@ def contrast(prompts: Sequence[dict[str, Any]], source: Domains, target: Domains
     )
     _enough(links, made, aimed=bool(aims))
     return made
+
+
+def concerned(prompts: Sequence[dict[str, Any]], domains: Collection[str]) -> list[dict[str, Any]]:
+    """The prompts of these domains, their twins, shared with other domains or not, and those that are nobody's twin."""
+    harmful = [row for row in prompts if row.get("risk")]
+    others = {row.get("twin") for row in harmful if row["risk"] not in domains}
+    wanted = {row.get("twin") for row in harmful if row["risk"] in domains}
+    return [
+        row
+        for row in prompts
+        if (row["risk"] in domains if row.get("risk") else row["id"] in wanted or row["id"] not in others)
+    ]
 
 
 def _names(prompts: Sequence[dict[str, Any]], given: Domains, role: str) -> list[str]:

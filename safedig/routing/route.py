@@ -14,7 +14,7 @@ from ..progress import say
 from ..sites import Site, sites
 from . import power
 from .causal import Effects, interchange
-from .contrast import Contrast, Domains, contrast
+from .contrast import Contrast, Domains, concerned, contrast
 from .judged import STRENGTHS, ImageCheck, Judgements, Maps, judged
 from .linear import Map, halves
 from .measuring import Measured, measure, with_judged
@@ -66,7 +66,8 @@ def route(
     if image_check is not None:
         ranked = order(torch.stack([rule(one.terms) for one in measured]), said)
         maps = _maps(statistics, [measured[at].site for at in shortlist(candidates, ranked, said)], pairs)
-        looked_at = judged(pipe, _aimed_at(statistics, pairs), maps, image_check) if maps else None
+        there = concerned(statistics.prompts, pairs.target or pairs.source)
+        looked_at = judged(pipe, there, maps, image_check) if maps else None
         measured = with_judged(measured, looked_at.at if looked_at else {}, bootstrap, seed)
     scores = torch.stack([rule(one.terms) for one in measured])
     ranked = order(scores, said)
@@ -112,19 +113,6 @@ def _maps(statistics: Statistics, sites: list[Site], pairs: Contrast) -> dict[Si
                     f"No images are judged at '{site}': it is {statistics.d_in[site]} wide, and there is only a sketch."
                 )
     return found
-
-
-def _aimed_at(statistics: Statistics, pairs: Contrast) -> list[dict[str, Any]]:
-    """Pairs of the target, or of the source for want of one, and prompts that are nobody's twin."""
-    domains = pairs.target or pairs.source
-    harmful = [row for row in statistics.prompts if row.get("risk")]
-    others = {row.get("twin") for row in harmful if row["risk"] not in domains}
-    aimed = {row.get("twin") for row in harmful if row["risk"] in domains}
-    return [
-        row
-        for row in statistics.prompts
-        if (row["risk"] in domains if row.get("risk") else row["id"] in aimed or row["id"] not in others)
-    ]
 
 
 def _looked_at(found: Judgements | None) -> str | dict[str, Any]:

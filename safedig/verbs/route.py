@@ -22,6 +22,7 @@ from safedig.progress import say
 from safedig.prompts import as_rows, load_prompts
 from safedig.recipes import Recipe, Recording, Routing
 from safedig.routing.causal import Effects, interchange
+from safedig.routing.contrast import concerned
 from safedig.routing.judged import ImageCheck
 from safedig.routing.route import route
 from safedig.routing.scorers import scorer as scorer_of
@@ -49,7 +50,7 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     stored = None if options.store is None else _stored(options.store)
     rows = _prompts(recipe, options, asked) if stored is None else stored.prompts
     source, target = _domains(rows, asked)
-    rows = _of(rows, {*source, target})
+    rows = concerned(rows, (*source, target))
     pipe = recipe.pipeline()
     drawing, there = recipe.drawing_of(pipe), _candidates(pipe, asked, dead=_paired(rows))
     activations = _recorded(pipe, recipe, rows, there) if stored is None else _same_model(pipe, recipe, stored.of(rows))
@@ -163,12 +164,6 @@ def _known(asked: tuple[str, ...], there: Any) -> None:
     for name in asked:
         if name not in there:
             raise UsageError(f"There is no risk domain '{name}' here. {did_you_mean(name, there)}")
-
-
-def _of(rows: list[Row], domains: set[str]) -> list[Row]:
-    """Prompts of these domains with their twins, and benign ones that are nobody's twin."""
-    others = {row.get("twin") for row in rows if row.get("risk") and row["risk"] not in domains}
-    return [row for row in rows if row["risk"] in domains or not (row["risk"] or row["id"] in others)]
 
 
 def _stored(place: str) -> Activations:
