@@ -115,6 +115,19 @@ def test_a_bootstrap_draws_as_many_prompts_of_each_domain_as_there_are():
     for domain in DOMAINS:
         assert (weights[:, made.of(domain)].sum(1) == PAIRS).all()
     assert not torch.equal(weights[1], weights[2])
+    generator, by_hand = torch.Generator().manual_seed(1), torch.ones_like(weights)
+    for domain in sorted(DOMAINS):
+        picked = torch.randint(PAIRS, (50, PAIRS), generator=generator)
+        by_hand[1:, made.of(domain)] = torch.stack([draw.bincount(minlength=PAIRS) for draw in picked]).double()
+    assert torch.equal(weights, by_hand)
+
+
+def test_a_prompt_that_domains_share_is_drawn_once_for_all_of_them():
+    made = shared(pairs(), 40)
+    weights = made.resamples(50, seed=1)
+    for cluster in made.cluster.unique():
+        assert (weights[:, made.cluster == cluster] == weights[:, made.cluster == cluster][:, :1]).all()
+    assert (weights[:, made.of("fire")].sum(1) == PAIRS).all() and not torch.equal(weights[1], weights[2])
 
 
 @pytest.mark.parametrize(
@@ -167,6 +180,11 @@ def test_auroc_is_that_of_scikit_learn_with_ties_and_weights():
     for found, w in zip(probes.auroc((harmful, safe), weights), weights, strict=True):
         expected = roc_auc_score(labels, torch.cat([harmful[0], safe[0]]), sample_weight=torch.cat([w, w]))
         assert found.item() == pytest.approx(expected)
+
+
+def test_a_draw_in_which_no_pair_counts_says_nothing():
+    scores_ = torch.ones(1, 4), torch.zeros(1, 4)
+    assert probes.auroc(scores_, torch.stack([torch.zeros(4), torch.ones(4)]).double()).tolist() == [[0.5], [1.0]]
 
 
 def refitted(rows: PairedRows, fold, signs):

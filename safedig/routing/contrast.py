@@ -61,11 +61,18 @@ class Contrast:
         return fold
 
     def resamples(self, draws: int, seed: int) -> Float[Tensor, "draw pair"]:
-        """How often each pair counts: once in the first row, then as its prompt was drawn anew within its domain."""
+        """How often each pair counts: once in the first row, then as its prompt was drawn anew within its domain.
+
+        A prompt that several domains share is drawn once, in the first of them.
+        """
         weights = torch.ones(1 + draws, len(self.domain), dtype=torch.float64)
         generator = torch.Generator().manual_seed(seed)
+        left = torch.ones(len(self.domain), dtype=torch.bool)
         for domain in sorted(set(self.domain)):
-            mask = self.of(domain)
+            mask = torch.isin(self.cluster, self.cluster[left & self.of(domain)])
+            if not mask.any():
+                continue
+            left &= ~mask
             clusters, where = self.cluster[mask].unique(return_inverse=True)
             picked = torch.randint(len(clusters), (draws, len(clusters)), generator=generator)
             counts = torch.zeros(draws, len(clusters), dtype=torch.float64)

@@ -80,13 +80,16 @@ def cross_validated(
 
 
 def auroc(scores: Scores, weights: Float[Tensor, "draw pair"]) -> Float[Tensor, "draw step"]:
-    """P(harmful > safe) + P(equal)/2 over all pairs of a harmful and a safe row, each counted as its weight says."""
+    """P(harmful > safe) + P(equal)/2 over all pairs of a harmful and a safe row, each counted as its weight says.
+
+    1/2 in a draw in which none of them counts.
+    """
     size = weights.sum(1)
     steps = []
     for harmful, safe in zip(*scores, strict=True):
         above = (harmful[:, None] > safe).double() + 0.5 * (harmful[:, None] == safe).double()
         steps.append(reduce((weights @ above) * weights, "draw pair -> draw", "sum") / size**2)
-    return torch.stack(steps, dim=1)
+    return torch.where(size[:, None] > 0, torch.stack(steps, dim=1), 0.5)
 
 
 def transfer_auroc(rows: PairedRows, pairs: Contrast, weights: Float[Tensor, "draw pair"]) -> Tensor | None:
