@@ -151,6 +151,24 @@ def test_without_calibration_half_of_the_sets_own_images_are_near_enough():
     assert 0.2 < (near > 1).float().mean() < 0.8 and far.max() < 1e-6
 
 
+def test_copies_in_the_set_do_not_move_its_threshold():
+    """Each image's nearest would be its own copy, and nothing that is drawn would be as near."""
+    z, kernel = 3 + random(32, 30), Tempered(0.3)
+    once, twice = (own_threshold(kernel, NegationSet(torch.cat([z] * count))) for count in (1, 2))
+    assert twice.offset == pytest.approx(once.offset, rel=1e-4)
+    one, copies = (own_threshold(kernel, NegationSet(z[:1].expand(count, -1))) for count in (1, 5))
+    assert copies.offset == one.offset
+    nearly = own_threshold(kernel, NegationSet(torch.cat([z, z + 0.1])))  # control: another image is no copy
+    assert nearly.offset[0] < once.offset[0] - 1
+
+
+def test_without_copies_the_threshold_is_that_of_all_others():
+    cloud, kernel = NegationSet(random(40, 30)), Tempered(0.3)
+    at = Moment(z_of(cloud), z_of(cloud), HALF, (30,))
+    others = kernel.log_q(cloud, at).fill_diagonal_(-torch.inf)
+    assert own_threshold(kernel, cloud).offset == (-float((others.logsumexp(1) - log(39)).median()),)
+
+
 def test_one_image_alone_is_near_within_the_kernels_width():
     z = torch.zeros(1, 50)
     threshold, kernel = own_threshold(Tempered(0.2), NegationSet(z)), Tempered(0.2)

@@ -15,6 +15,7 @@ from .mixing import Mixing
 from .negation import NegationSet
 
 _MOST = 256  # images that a threshold is found on
+_SAME = 1e-5  # of ‖z‖²: nearer is a copy, give or take the rounding of a product
 
 
 @runtime_checkable
@@ -72,13 +73,20 @@ def evidence(
 def own_threshold(kernel: Kernel, negation: NegationSet) -> Thresholds:
     """Without any calibration: β is 1 where x̂0 is as near the set as half of its own images are to the others.
 
-    A single image has no others: there, 1 at the kernel's width from it.
+    Copies of an image are none of its others. A single image has none: there, 1 at the kernel's width from it.
     """
+    alone = Thresholds((1.0,), (1.0,), (0.5,))
     if len(negation) < 2:
-        return Thresholds((1.0,), (1.0,), (0.5,))
+        return alone
     z = torch.cat([part.flatten(1) for part in negation.parts()])[:_MOST]
+    copies = negation.squared_distances(z) <= _SAME * z.square().sum(1, keepdim=True)
+    copies.fill_diagonal_(True)
+    count = (~copies).sum(1)
+    if not count.any():
+        return alone
     at = Moment(z, z, Mixing(1.0, 1e-3, "velocity"), negation.shape)
     others = kernel.log_q(negation, at)
-    others[torch.arange(len(z)), torch.arange(len(z))] = -torch.inf
-    tau = float((others.logsumexp(1) - log(len(negation) - 1)).median())
+    others[copies] = -torch.inf
+    near = others.logsumexp(1) - count.double().log().float()
+    tau = float(near[count > 0].median())
     return Thresholds((1.0,), (1.0,), (-tau,))
