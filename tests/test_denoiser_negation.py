@@ -8,6 +8,7 @@ from safetensors import safe_open
 from safedig.config import UsageError
 from safedig.denoiser import cached
 from safedig.denoiser.negation import NegationSet
+from safedig.denoiser.pictures import CorruptError
 from tests.tiny_pipelines import draw_images, tiny_flux, tiny_sd3
 
 
@@ -152,6 +153,27 @@ def test_a_corrupt_image_stops_it_by_name_or_is_left_out_and_counted(tiny_random
     (tmp_path / "in" / "fine.png").unlink()
     with pytest.raises(UsageError, match="There is no readable image"):
         NegationSet.of(tmp_path / "in", tiny_random_sd3, cache=folder, skip_corrupt=True, **SIZE)
+
+
+def test_an_image_that_was_left_out_is_encoded_once_it_can_be_read(tiny_random_sd3, tmp_path, monkeypatch, encodings):
+    """As when the decoder of its format is installed later. Control: whoever skips corrupt ones takes what is there."""
+    images, whole = rand(3, 3, 32, 32), cached.framed
+    missing = [CorruptError("'1' cannot be read (no decoder)")]
+
+    def without_a_decoder(*given):
+        if missing and given[0].equal(images[1]):
+            raise missing[0]
+        return whole(*given)
+
+    monkeypatch.setattr(cached, "framed", without_a_decoder)
+    assert len(NegationSet.of(images, tiny_random_sd3, cache=tmp_path, skip_corrupt=True, **SIZE)) == 2
+    missing.clear()
+    assert len(
+        NegationSet.of(images, tiny_random_sd3, cache=tmp_path, skip_corrupt=True, **SIZE)
+    ) == 2 and encodings == [2]
+    made = NegationSet.of(images, tiny_random_sd3, cache=tmp_path, **SIZE)
+    assert torch.equal(held(made), held(NegationSet.of(images, tiny_random_sd3, cache=None, **SIZE)))
+    assert len(NegationSet.of(images, tiny_random_sd3, cache=tmp_path, **SIZE)) == 3 and encodings == [2, 3, 3]
 
 
 def test_by_default_it_is_the_users_own_cache_and_none_keeps_nothing(tiny_random_sd3, tmp_path, monkeypatch):

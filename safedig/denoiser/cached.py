@@ -52,14 +52,17 @@ def cache_folder(given: str | PathLike[str] | None) -> Path | None:
 def encoded(
     pipe: Any, images: Iterable[Picture], frame: tuple[int, int], fit: Fit, folder: Path | None, skip_corrupt: bool
 ) -> Iterator[Shard]:
-    """The images in shards, encoded or found in `folder`; an interrupted run goes on where it was."""
+    """The images in shards, encoded or found in `folder`; an interrupted run goes on where it was.
+
+    A shard that has left images out is found only by `skip_corrupt`: they may be readable by now.
+    """
     made_by, skipped = f"{vae_digest(pipe)} {frame} {fit}", 0
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # its owner's alone
     for group in track(_grouped(images), "encode the negation set"):
         key = hashlib.sha256(" ".join([made_by, *(one.digest for one in group)]).encode()).hexdigest()
         path = None if folder is None else folder / f"{key}.safetensors"
-        if path is not None and (found := _found(path)) is not None:
+        if path is not None and (found := _found(path)) is not None and (skip_corrupt or not found):
             left_out = found
         else:
             kept, left_out = _encoded(pipe, group, frame, fit, skip_corrupt)
@@ -69,9 +72,6 @@ def encoded(
                 continue
             facts = {_SKIPPED: json.dumps(left_out)}
             write_atomically(path, save({} if kept is None else {_NAME: kept}, facts))
-        if left_out and not skip_corrupt:
-            path.unlink(missing_ok=True)
-            _encoded(pipe, group, frame, fit, skip_corrupt)
         skipped += left_out
         yield from [Shard(None, path)] if left_out < len(group) else []
     if skipped:
