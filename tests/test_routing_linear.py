@@ -67,6 +67,18 @@ def test_the_frame_has_no_say():
     assert linearity(moments(0, turn=hidden), moments(1, turn=hidden)) < as_it_is - 0.1
 
 
+def test_tokens_far_from_zero_are_told_as_well():
+    def far(seed):
+        sums = Moments.none(R)
+        sums.add(*(part + 1000.0 for part in tokens(seed, planted)))
+        return sums
+
+    assert linearity(far(0), far(1)) == pytest.approx(linearity(moments(0), moments(1)), abs=1e-3)
+    x = torch.cat([part.reshape(-1, R) for part in tokens(0, planted)]) + 1000.0
+    cancelled = x.T @ x - len(x) * torch.outer(x.mean(0), x.mean(0))  # control: float32 loses what is left of it
+    assert not torch.allclose(cancelled.double(), (len(x) - 1) * x.double().T.cov(), rtol=0.01)
+
+
 def test_nothing_to_learn_from_or_to_be_told_is_nothing():
     still = moments(0, lambda x, _: torch.zeros_like(x))
     assert linearity(still, moments(1)) == linearity(moments(0), still) == linearity(Moments.none(R), moments(1)) == 0

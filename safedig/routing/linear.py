@@ -42,8 +42,8 @@ class Moments:
         return cls(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
 
     def add(self, harmful: Float[Tensor, "image token r"], safe: Float[Tensor, "image token r"]) -> None:
-        """Images beside their twins. Products in float32; their sum over batches in float64: its order has no say."""
-        h, s = (rearrange(part, "image token r -> (image token) r") for part in (harmful, safe))
+        """Images beside their twins, all in float64: centred later, sums of tokens far from 0 would cancel."""
+        h, s = (rearrange(part, "image token r -> (image token) r").double() for part in (harmful, safe))
         delta = h - s
         found = (torch.tensor(2.0 * len(h)), h.sum(0) + s.sum(0), delta.sum(0))
         self._sum(Moments(*found, h.T @ h + s.T @ s, h.T @ delta, delta.square().sum()))
