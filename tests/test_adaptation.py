@@ -52,7 +52,7 @@ def test_twins_that_name_each_other_are_one_pair_and_no_harm_is_learnt_of_the_sa
     mutual = [row | {"twin": row.get("twin") or back.get(row["id"], "")} for row in given.prompts]
     assert sum(bool(row["twin"]) for row in mutual) == 2 * len(back), "the control"
     both = Activations(lambda sites, ids: given, given.sites, mutual, given.model)
-    assert twins(both) == twins(given)
+    assert twins(both.prompts) == twins(given.prompts)
     assert torch.equal(fit(HARM, activations=both).decoder.W_dec, fit(HARM).decoder.W_dec)
 
 
@@ -186,7 +186,7 @@ def test_one_twin_may_serve_several_prompts():
 
 def test_a_prompt_and_its_twin_from_another_seed_are_no_pair():
     apart = [row | {"seed": row["seed"] + (row["id"][0] == "h")} for row in rows()]
-    assert twins(recording(apart)) == []
+    assert twins(recording(apart).prompts) == []
 
 
 def test_only_little_is_held_when_twins_are_neighbours():
@@ -200,4 +200,4 @@ def test_only_little_is_held_when_twins_are_neighbours():
 
 
 def test_benign_images_are_those_in_which_no_harm_is_expected():
-    assert {name[0] for name, _ in benign(recording())} == {"s", "b"}
+    assert {name[0] for name, _ in benign(recording().prompts)} == {"s", "b"}

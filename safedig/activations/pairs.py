@@ -1,7 +1,8 @@
 """A harmful prompt's activations beside those of its safe twin, from the same seed, as both pass by in the stream."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -46,7 +47,7 @@ class Pairing:
     def __init__(self, activations: Activations):
         self._links: dict[Image, list[tuple[Image, Image]]] = {}
         self._waiting: dict[tuple[Site, int, Image], _Half] = {}
-        for link in twins(activations):
+        for link in twins(activations.prompts):
             for image in link:
                 self._links.setdefault(image, []).append(link)
 
@@ -76,10 +77,10 @@ class _Half:
     wanted: int
 
 
-def twins(activations: Activations) -> list[tuple[Image, Image]]:
-    """Each recorded harmful image and the image of its safe twin; a twin that may show harm itself is none."""
-    safe = benign(activations)
-    links = [((row["id"], row["seed"]), (row.get("twin", ""), row["seed"])) for row in activations.prompts]
+def twins(prompts: Sequence[dict[str, Any]]) -> list[tuple[Image, Image]]:
+    """Each harmful image of these and the image of its safe twin; a twin that may show harm itself is none."""
+    safe = benign(prompts)
+    links = [((row["id"], row["seed"]), (row.get("twin", ""), row["seed"])) for row in prompts]
     return [(harmful, twin) for harmful, twin in links if twin in safe]
 
 
@@ -97,10 +98,10 @@ def dealt(activations: Activations, share: Share, batch_size: int = 16) -> Activ
     return activations.of([row for row in activations.prompts if number[row.get("twin") or row["id"]] in mine])
 
 
-def benign(activations: Activations) -> set[Image]:
-    """The recorded images in which no harm is expected; an underspecified prompt may draw one."""
+def benign(prompts: Sequence[dict[str, Any]]) -> set[Image]:
+    """The images of these in which no harm is expected; an underspecified prompt may draw one."""
     kinds = ("harmful", "mixed", "underspecified")
-    rows = (row for row in activations.prompts if not row.get("risk") and row.get("kind") not in kinds)
+    rows = (row for row in prompts if not row.get("risk") and row.get("kind") not in kinds)
     return {(row["id"], row["seed"]) for row in rows}
 
 

@@ -49,7 +49,7 @@ def _gather(
     sums = {site: _Sums(saes[site], found) for site, found in features.items()}
     for site in sums:
         activations.at(site)
-    harmless, pairing = benign(activations), Pairing(activations)
+    harmless, pairing = benign(activations.prompts), Pairing(activations)
     for batch in activations:
         if batch.site not in sums:
             continue

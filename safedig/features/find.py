@@ -94,7 +94,7 @@ class _Sides:
 
     @classmethod
     def of(cls, activations: Activations) -> "_Sides":
-        plain, links = benign(activations), twins(activations)
+        plain, links = benign(activations.prompts), twins(activations.prompts)
         risk = {row["id"]: row["risk"] for row in activations.prompts if row.get("risk")}
         harmful = {one for one, _ in links} or {(r["id"], r["seed"]) for r in activations.prompts if r.get("risk")}
         safe = {other for _, other in links} or plain
@@ -185,7 +185,7 @@ def _measure(
 ) -> dict[Site, Heights]:
     """How high the benign images come at each site."""
     quiet = activations if calibration is None else calibration
-    plain = benign(quiet)
+    plain = benign(quiet.prompts)
     if not plain:
         where = "the recording" if calibration is None else "the calibration recording"
         raise UsageError(f"There is no benign prompt in {where}: record some, to set the thresholds by.")

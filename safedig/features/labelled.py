@@ -30,7 +30,7 @@ class Labelled:
 
 def labelled(activations: Activations) -> Iterator[Labelled]:
     """The images of benign prompts, safe twins among them, and those of harmful prompts whose twin was recorded."""
-    plain, pairing = benign(activations), Pairing(activations)
+    plain, pairing = benign(activations.prompts), Pairing(activations)
     risk = {(row["id"], row["seed"]): row.get("risk") or "unnamed" for row in activations.prompts}
     for batch in activations:
         for image, rows in batch.images():
@@ -46,7 +46,7 @@ def labelled(activations: Activations) -> Iterator[Labelled]:
 
 def check_both(activations: Activations) -> None:
     """A `UsageError` where there is no harmful prompt with its twin, or no benign prompt."""
-    pairs, plain = len(twins(activations)), len(benign(activations))
+    pairs, plain = len(twins(activations.prompts)), len(benign(activations.prompts))
     if not pairs or not plain:
         raise UsageError(
             f"There are {pairs} harmful prompts with safe twins and {plain} benign prompts in the recording: record "

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..activations.pairs import benign, twins
-from ..activations.record import Activations, Image, Prompts
+from ..activations.record import Image, Prompts
 from ..config import UsageError, did_you_mean
 
 FEWEST = 8
@@ -90,15 +90,14 @@ def contrast(prompts: Sequence[dict[str, Any]], source: Domains, target: Domains
     names, aims = _names(prompts, source, "source"), _names(prompts, target, "target") if target is not None else []
     if both := set(names) & set(aims):
         raise UsageError(f"'{min(both)}' is a source and the target: a target is a domain that the source leaves out.")
-    recording = Activations(lambda sites, ids: (), [], list(prompts), "")
     asked = dict.fromkeys(names, _asked(source)) | dict.fromkeys(aims, _asked(target or ()))
     risk = {
         (row["id"], row["seed"]): row["risk"]
         for row in prompts
         if (ids := asked.get(row.get("risk", ""))) is not None and (not ids or row["id"] in ids)
     }
-    safe = benign(recording)
-    links = sorted((one, other) for one, other in twins(recording) if one in risk and other in safe)
+    safe = benign(prompts)
+    links = sorted((one, other) for one, other in twins(prompts) if one in risk and other in safe)
     paired = bool(links)
     links = links or _strangers(risk, sorted(safe))
     at = {(row["id"], row["seed"]): index for index, row in enumerate(prompts)}

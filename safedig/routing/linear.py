@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..activations.pairs import twins
 from ..activations.processes import Share
-from ..activations.record import Activations, Image
+from ..activations.record import Image
 from ..sites import Site
 
 READ = 128
@@ -72,7 +72,7 @@ class PairSums:
         self.of: dict[tuple[Site, str, int], Moments] = {}
         self._links: dict[Image, list[tuple[Image, Image]]] = {}
         self._domain = {(row["id"], row["seed"]): row["risk"] for row in prompts if row.get("risk")}
-        for link in twins(Activations(lambda sites, ids: (), [], list(prompts), "")):
+        for link in twins(prompts):
             for image in link if link[0] in self._domain else ():
                 self._links.setdefault(image, []).append(link)
         self._held: dict[tuple[Site, int], dict[Image, Tensor]] = {}

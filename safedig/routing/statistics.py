@@ -240,7 +240,7 @@ def memory(sites: int, steps: int, images: int, width: int = WIDTH, domains: int
 
 def _classes(prompts: Sequence[dict[str, Any]]) -> Int[Tensor, " image"]:
     """0 harmful, 1 safe, −1 neither: an underspecified prompt may draw anything."""
-    safe = benign(Activations(lambda sites, ids: (), [], list(prompts), ""))
+    safe = benign(prompts)
     of = [0 if row.get("risk") else 1 if (row["id"], row["seed"]) in safe else -1 for row in prompts]
     return torch.tensor(of, dtype=torch.long)
 

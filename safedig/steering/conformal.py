@@ -61,7 +61,7 @@ def calibrated(
     open a gate: at each site what single tokens say, and what pairs of features say.
     """
     kinds = {(row["id"], row["seed"]): row.get("kind") or "benign" for row in activations.prompts}
-    plain = benign(activations)
+    plain = benign(activations.prompts)
     if not plain:
         raise UsageError("There is no benign prompt in the recording: record some, to set the thresholds by.")
     gates = sum(2 if one.dose is not None and len(one.dose.pairs) else 1 for one in features.values())

@@ -70,7 +70,7 @@ def fit_guards(activations: Activations, *, quantile: float = 0.99, rank: int = 
     """
     if not 0 <= quantile <= 1 or rank < 0:
         raise UsageError(f"quantile={quantile}, rank={rank}: expected a share from 0 to 1 and a number from 0 on.")
-    if not benign(activations):
+    if not benign(activations.prompts):
         raise UsageError("There is no benign prompt in the recording: record some, to set the bounds by.")
     sums: dict[tuple[Site, float], _Sums] = {}
     for batch, image, x in _images(activations):
@@ -135,7 +135,7 @@ class _Sums:
 
 
 def _images(activations: Activations) -> Iterator[tuple[Batch, Image, Float[Tensor, "token d_in"]]]:
-    plain = benign(activations)
+    plain = benign(activations.prompts)
     for batch in activations:
         for image, rows in batch.images():
             if image in plain:
