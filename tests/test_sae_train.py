@@ -12,13 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from safedig.activations.processes import Share
 from safedig.activations.record import Activations, Batch
 from safedig.config import UsageError, from_toml, to_toml
 from safedig.sae import fitting
+from safedig.sae import train as train_module
 from safedig.sae.checkpoint import load_sae
 from safedig.sae.held_out import split
 from safedig.sae.metrics import measure, measure_by_sigma
 from safedig.sae.options import Limits, SAEOptions
+from safedig.sae.resume import remove_checkpoints
 from safedig.sae.rows import Standard
 from safedig.sae.survey import survey
 from safedig.sae.train import train, train_on
@@ -213,6 +216,31 @@ def test_training_interrupted_at_ten_random_points_has_the_curve_of_an_undisturb
     resumed = train(stream(), SITES[:1], options, checkpoints=tmp_path)[SITES[0]]
     assert resumed.metadata == whole.metadata and same(resumed, whole)
     assert len(whole.metadata["curve"]["loss"]) == 60 and list(tmp_path.rglob("*.safetensors")) == []
+
+
+def test_with_keep_checkpoints_the_same_call_finds_everything_trained_until_they_are_removed(tmp_path, monkeypatch):
+    first = train(stream(), SITES, SHORT, checkpoints=tmp_path, keep_checkpoints=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting.Run, "step", None)  # would be called to train again
+        again = train(stream(), SITES, SHORT, checkpoints=tmp_path, keep_checkpoints=True)
+    for site in SITES:
+        assert same(first[site], again[site]) and first[site].metadata == again[site].metadata
+    assert len(list(tmp_path.rglob("state.json"))) == 2
+    remove_checkpoints(tmp_path, SITES)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_only_the_first_process_removes_checkpoints_once_all_have_read_theirs(rank, tmp_path, monkeypatch):
+    seen = []
+
+    class Told(Share):
+        def wait(self):
+            seen.append(len(list(tmp_path.rglob("state.json"))))
+
+    monkeypatch.setattr(train_module, "share_of_this_process", lambda: Told(rank, 2))
+    train(stream(), SITES, SHORT, checkpoints=tmp_path)
+    assert seen == ([2, 0] if rank == 0 else [2, 2])
 
 
 def left(folder):
@@ -493,7 +521,7 @@ from dataclasses import replace
 from safedig.sae.train import train
 from safedig.sae.averaging import Share
 options = [replace(SHORT, architecture="topk"), replace(SHORT, architecture="batchtopk")]
-saes = train(stream(), SITES[:1], options)[SITES[0]]
+saes = train(stream(), SITES[:1], options, checkpoints=f"{sys.argv[1]}/unfinished")[SITES[0]]
 if Share.of_this_process().first:
     from safedig.sae.checkpoint import save_sae
     for at, sae in enumerate(saes):
@@ -511,6 +539,7 @@ def test_two_processes_that_share_every_batch_learn_what_one_does(tmp_path):
     command = [*launch, str(tmp_path / "shared.py"), str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, timeout=900)
     assert done.returncode == 0, done.stderr
+    assert list(tmp_path.rglob("state.json")) == []
     alone = train(stream(), SITES[:1], [replace(SHORT, architecture=name) for name in ("topk", "batchtopk")])
     for at, one in enumerate(alone[SITES[0]]):
         two = load_sae(tmp_path / str(at))

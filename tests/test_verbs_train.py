@@ -16,6 +16,7 @@ from safedig.sae import fitting
 from safedig.sae.checkpoint import load_sae
 from safedig.sae.options import SAEOptions
 from safedig.sites import Site
+from safedig.verbs import train as verb
 
 ROWS = [
     {"id": "gun", "prompt": "a gun", "risk": "weapons", "twin": "cup", "seed": 3},
@@ -100,6 +101,42 @@ def test_an_interrupted_training_goes_on_with_the_same_command(command, capsys, 
         assert one["fvu"] == other["fvu"]
         sae, again = load_sae(one["folder"]), load_sae(other["folder"])
         assert torch.equal(sae.encoder.W_enc, again.encoder.W_enc) and sae.metadata == again.metadata
+
+
+def test_an_interruption_while_splicing_loses_no_training(command, capsys, tmp_path, monkeypatch):
+    whole = answer(capsys, *command, "--out", str(tmp_path / "whole"))
+    splice, count = verb.loss_recovered, [0]
+
+    def interrupted(*args, **options):
+        count[0] += 1
+        if count[0] == 2:
+            raise KeyboardInterrupt
+        return splice(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(verb, "loss_recovered", interrupted)
+        assert __main__.main(command) == 130
+    saes = [load_sae(tmp_path / "saes" / "model" / one["site"] / "weapons") for one in whole["saes"]]
+    assert ["image" in sae.metadata for sae in saes] == [True, False]
+    capsys.readouterr()
+    monkeypatch.setattr(fitting.Run, "step", None)  # would be called to train again
+    resumed = answer(capsys, *command)
+    for one, other in zip(whole["saes"], resumed["saes"], strict=True):
+        assert one | {"folder": ""} == other | {"folder": ""}
+        assert load_sae(one["folder"]).metadata == load_sae(other["folder"]).metadata
+    assert not list(tmp_path.rglob("state.json"))
+
+
+@pytest.mark.parametrize(("risk", "code", "trained"), [("hate/threatening", 2, 0), ("hate", 0, 1)])
+def test_a_risk_that_cannot_name_a_folder_is_refused_before_training(
+    risk, code, trained, command, given, capsys, monkeypatch
+):
+    acts, train, calls = open_store(given / "acts"), verb.train, []
+    acts.prompts[0]["risk"] = risk
+    monkeypatch.setattr(verb, "open_store", lambda place: acts)
+    monkeypatch.setattr(verb, "train", lambda *args, **options: calls.append(1) or train(*args, **options))
+    assert __main__.main([*command, "train.spliced=0"]) == code and len(calls) == trained
+    assert ("'hate/threatening' cannot name a folder" in capsys.readouterr().err) == (code == 2)
 
 
 def test_where_nothing_was_recorded_the_verb_to_run_first_is_named(capsys, tmp_path):

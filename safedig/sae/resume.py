@@ -1,7 +1,8 @@
 """Training put down and taken up again to the same losses: the whole state of a site's runs as safetensors and JSON."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..config import UsageError
+from ..sites import Site
 from ..storage import write_atomically
 from .fitting import Run
 
@@ -65,6 +67,16 @@ class Checkpoint:
                 f"'{self.folder}' holds the checkpoint of another training: its {other[0]} is {found.get(other[0])}, "
                 f"here it is {self.identity[other[0]]}. Give another folder, or remove that one."
             )
+
+
+def checkpoint_folder(root: str | PathLike[str], site: Site) -> Path:
+    return Path(root) / str(site).replace(":", ".")
+
+
+def remove_checkpoints(root: str | PathLike[str], sites: Iterable[Site]) -> None:
+    """What `train` has put down at these sites; for one process alone, once what was trained is kept elsewhere."""
+    for site in sites:
+        Checkpoint(checkpoint_folder(root, site), {}).remove()
 
 
 def _tensors(run: Run) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from os import PathLike
-from pathlib import Path
 from typing import Any, overload
 
 import torch
@@ -20,12 +19,13 @@ from ..config import UsageError
 from ..progress import say, track
 from ..sites import Site
 from . import rows
+from .averaging import share_of_this_process
 from .doctor import compared, diagnose
 from .fitting import Run
 from .metrics import measure, measure_by_sigma
 from .model import SparseAutoencoder
 from .options import Limits, SAEOptions
-from .resume import Checkpoint
+from .resume import Checkpoint, checkpoint_folder, remove_checkpoints
 from .rows import Standard
 from .survey import Survey, survey
 
@@ -44,6 +44,7 @@ def train(
     *,
     held_out: Activations | None = ...,
     checkpoints: str | PathLike[str] | None = ...,
+    keep_checkpoints: bool = ...,
     device: str | torch.device = ...,
 ) -> dict[Site, SparseAutoencoder]: ...
 @overload
@@ -54,6 +55,7 @@ def train(
     *,
     held_out: Activations | None = ...,
     checkpoints: str | PathLike[str] | None = ...,
+    keep_checkpoints: bool = ...,
     device: str | torch.device = ...,
 ) -> dict[Site, list[SparseAutoencoder]]: ...
 def train(
@@ -63,14 +65,16 @@ def train(
     *,
     held_out: Activations | None = None,
     checkpoints: str | PathLike[str] | None = None,
+    keep_checkpoints: bool = False,
     device: str | torch.device = "cpu",
 ) -> Any:
     """One autoencoder for each site, by default for every recorded one; with several options, one for each of them.
 
     `held_out`, the same sites under other prompts, is what is measured; without it, a sample of the training rows is.
     What interrupts the training costs what was done since the last of twenty checkpoints, if there is a folder for
-    `checkpoints`: the same call goes on from there, to the same losses. Under `accelerate launch` the processes share
-    every batch.
+    `checkpoints`: the same call goes on from there, to the same losses. They are removed at the end; with
+    `keep_checkpoints` the same call finds everything trained until `remove_checkpoints` is called. Under `accelerate
+    launch` the processes share every batch.
     """
     runs = [options or SAEOptions()] if not isinstance(options, Sequence) else list(options)
     if not runs:
@@ -80,15 +84,14 @@ def train(
     size = min(_SAMPLE, runs[0].buffer) if stored else max(one.buffer for one in runs)
     found = survey(activations, chosen, size, runs[0].seed)
     asked = survey(held_out, chosen, _SAMPLE, runs[0].seed) if held_out is not None else {}
-    trained, kept = {}, []
+    trained = {}
     for site in chosen:
         task = _Task(activations, found[site], asked.get(site), runs, device)
         if checkpoints is not None:
-            task.checkpoint = Checkpoint(Path(checkpoints) / str(site).replace(":", "."), task.identity())
-            kept.append(task.checkpoint)
+            task.checkpoint = Checkpoint(checkpoint_folder(checkpoints, site), task.identity())
         trained[site] = task.fit()
-    for checkpoint in kept:
-        checkpoint.remove()
+    if checkpoints is not None:
+        _finish(checkpoints, chosen, keep_checkpoints)
     return trained if isinstance(options, Sequence) else {site: saes[0] for site, saes in trained.items()}
 
 
@@ -112,6 +115,15 @@ def train_on(
     quality = measure(sae, x[:_SAMPLE].split(_CHECKED))
     told = {"options": asdict(options), "curve": run.curve}
     return SparseAutoencoder(sae.encoder, sae.decoder, metadata | quality | told)
+
+
+def _finish(checkpoints: str | PathLike[str], sites: Iterable[Site], keep: bool) -> None:
+    """No process removes what another still reads, or finds what another is about to remove."""
+    share = share_of_this_process()
+    share.wait()
+    if share.first and not keep:
+        remove_checkpoints(checkpoints, sites)
+    share.wait()
 
 
 class _Task:

@@ -19,6 +19,7 @@ from safedig.sae.checkpoint import sae_folder, save_sae
 from safedig.sae.held_out import split
 from safedig.sae.model import SparseAutoencoder
 from safedig.sae.options import SAEOptions
+from safedig.sae.resume import remove_checkpoints
 from safedig.sae.splice import loss_recovered
 from safedig.sae.train import train
 from safedig.sites import Site
@@ -35,22 +36,18 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     pipe = _pipeline(recipe, activations) if asked.spliced else None
     rest, aside = split(activations, asked.held_out, recipe.seed)
     out, runs = options.out or Path("sae_checkpoints"), _runs(recipe.sae, asked)
-    place = out / Path(recipe.model).name
+    place, folders = out / Path(recipe.model).name, _folders(out, recipe, activations, runs)
+    unfinished = place / "unfinished"
     say(f"{len(rest.prompts)} images to train on, {len(aside.prompts)} held out; runs at each site: {len(runs)}")
-    trained = train(rest, None, runs, held_out=aside, checkpoints=place / "unfinished", device=device)
+    trained = train(rest, None, runs, held_out=aside, checkpoints=unfinished, keep_checkpoints=True, device=device)
     result = {"model": recipe.model, "fingerprint": activations.model, "recipe_sha": recipe.sha}
     if not processes.Share.of_this_process().first:
         return result
-    written = []
-    for site, saes in trained.items():
-        for one, sae in zip(runs, saes, strict=True):
-            image = _image(pipe, recipe, {site: sae}, aside.prompts[: asked.spliced])
-            sae = replace(sae, metadata=sae.metadata | image | {"recipe_sha": recipe.sha})
-            folder = _folder(out, recipe, site, activations, one if len(runs) > 1 else None)
-            save_sae(sae, folder)
-            written.append(_result(site, folder, sae))
+    saved = [_saved(site, *one, recipe) for site in trained for one in zip(folders[site], trained[site], strict=True)]
+    written = [_measured(*one, pipe, recipe, aside.prompts[: asked.spliced]) for one in saved]
     curves = {f"{one['site']} ×{one['options']['expansion']} k {one['options']['k']}": one["curve"] for one in written}
     say(f"The curves are {save(training_curves(curves), place / FIGURE)}.")
+    remove_checkpoints(unfinished, trained)  # until here the same command goes on without training again
     return result | {"saes": [{name: one[name] for name in one if name != "curve"} for one in written]}
 
 
@@ -103,6 +100,24 @@ def _runs(sae: SAEOptions, asked: Training) -> list[SAEOptions]:
     return [replace(sae, expansion=expansion, k=k) for expansion, k in pairs]
 
 
+def _saved(site: Site, folder: Path, sae: SparseAutoencoder, recipe: Recipe) -> tuple[Site, Path, SparseAutoencoder]:
+    """On disk, before anything that takes long or may fail."""
+    sae = replace(sae, metadata=sae.metadata | {"recipe_sha": recipe.sha})
+    save_sae(sae, folder)
+    return site, folder, sae
+
+
+def _measured(
+    site: Site, folder: Path, sae: SparseAutoencoder, pipe: Any, recipe: Recipe, rows: list[Any]
+) -> dict[str, Any]:
+    """What is told of it, and written again with what the image keeps."""
+    image = _image(pipe, recipe, {site: sae}, rows)
+    if image:
+        sae = replace(sae, metadata=sae.metadata | image)
+        save_sae(sae, folder)
+    return _result(site, folder, sae)
+
+
 def _image(pipe: Any, recipe: Recipe, saes: Mapping[Site, SparseAutoencoder], rows: list[Any]) -> dict[str, Any]:
     """How much of the velocity the reconstruction keeps, under `image`; nothing where the model was not loaded."""
     if pipe is None:
@@ -122,11 +137,12 @@ def _pipeline(recipe: Recipe, activations: Activations) -> Any:
     return pipe
 
 
-def _folder(out: Path, recipe: Recipe, site: Site, activations: Activations, one: SAEOptions | None) -> Path:
-    """The contract's place; where several runs are made of one site, each is named by its width and k."""
+def _folders(out: Path, recipe: Recipe, activations: Activations, runs: Sequence[SAEOptions]) -> dict[Site, list[Path]]:
+    """The contract's places; where several runs are made of one site, each is named by its width and k."""
     risks: Sequence[str] = sorted({str(row["risk"]) for row in activations.prompts if row.get("risk")}) or ["benign"]
-    folder = sae_folder(out, recipe.model, site, risks)
-    return folder if one is None else folder.with_name(f"{folder.name}.x{one.expansion}.k{one.k}")
+    endings = [f".x{one.expansion}.k{one.k}" for one in runs] if len(runs) > 1 else [""]
+    folders = {site: sae_folder(out, recipe.model, site, risks) for site in activations.sites}
+    return {site: [place.with_name(place.name + end) for end in endings] for site, place in folders.items()}
 
 
 def _result(site: Site, folder: Path, sae: SparseAutoencoder) -> dict[str, Any]:
