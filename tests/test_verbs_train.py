@@ -145,14 +145,24 @@ def test_where_nothing_was_recorded_the_verb_to_run_first_is_named(capsys, tmp_p
     assert out == "" and "Run `safedig record` with the same recipe first" in error and "Traceback" not in error
 
 
-def test_a_recording_of_another_model_is_refused_before_training(given, command, capsys, tmp_path):
+@pytest.mark.parametrize("spliced", [2, 0])
+def test_a_recording_of_another_model_is_refused_before_training(spliced, given, command, capsys, tmp_path):
     from tests.tiny_pipelines import tiny_flux
 
     tiny_flux(seed=1).save_pretrained(tmp_path / "other")
     (tmp_path / "other" / "drawing.json").write_text(json.dumps(DRAWING))
     command[1] = f"model={tmp_path / 'other'}"
-    assert __main__.main(command) == 2
+    assert __main__.main([*command, f"train.spliced={spliced}"]) == 2
     assert "The recording is of the model" in capsys.readouterr().err and not (tmp_path / "saes" / "other").exists()
+
+
+def test_without_splicing_a_model_that_is_not_on_this_disk_is_taken_on_trust(command, capsys, tmp_path):
+    command[1] = "model=black-forest-labs/FLUX.1-dev"
+    assert __main__.main([*command, "train.spliced=0"]) == 0
+    assert "is taken on trust" in capsys.readouterr().err and (tmp_path / "saes" / "FLUX.1-dev").is_dir()
+    command[1] = "model=no-such-model"
+    assert __main__.main([*command, "train.spliced=0"]) == 2
+    assert "There is no model 'no-such-model'" in capsys.readouterr().err
 
 
 def test_k_above_d_sae_is_one_line(command, capsys):

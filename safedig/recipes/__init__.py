@@ -73,7 +73,7 @@ class Training:
     held_out: float = 0.1
     """Share of the prompts that is not trained on; twins stay together."""
     spliced: int = 16
-    """Held-out images on which the velocity's error is measured; with 0 the model is not loaded."""
+    """Held-out images on which the velocity's error is measured; with 0 the model need not be there."""
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1 or self.spliced < 0:

@@ -6,13 +6,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from safedig import model_folders
 from safedig.activations import processes
 from safedig.activations.address import StoreError
 from safedig.activations.store import open_store
 from safedig.activations.stream import Activations
 from safedig.config import UsageError
 from safedig.figures import save, training_curves
-from safedig.pipelines import fingerprint
+from safedig.pipelines import fingerprint, load_pipeline
 from safedig.progress import say
 from safedig.recipes import Recipe, Training
 from safedig.sae.checkpoint import sae_folder, save_sae
@@ -33,7 +34,7 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     """Train what the recipe's [sae] and [train] say on the recorded store, measure it, and write the SAE folders."""
     asked, device = recipe.train or Training(), _device(recipe)
     activations = _recorded(recipe, options)
-    pipe = _pipeline(recipe, activations) if asked.spliced else None
+    pipe = _pipeline(recipe, activations, splice=asked.spliced > 0)
     rest, aside = split(activations, asked.held_out, recipe.seed)
     out, runs = options.out or Path("sae_checkpoints"), _runs(recipe.sae, asked)
     place, folders = out / Path(recipe.model).name, _folders(out, recipe, activations, runs)
@@ -126,13 +127,23 @@ def _image(pipe: Any, recipe: Recipe, saes: Mapping[Site, SparseAutoencoder], ro
     return {"image": recovered}
 
 
-def _pipeline(recipe: Recipe, activations: Activations) -> Any:
-    pipe = recipe.pipeline()
+def _pipeline(recipe: Recipe, activations: Activations, *, splice: bool) -> Any:
+    """The model, if there is to be splicing, proved to be the recorded one; without, it need not be at hand."""
+    if splice:
+        return _proved(recipe.pipeline(), recipe, activations)
+    if model_folders.on_disk(recipe.model) is None and model_folders.is_hub_id(recipe.model):
+        say(f"'{recipe.model}' is not on this disk: that the recording is of it is taken on trust.")
+    else:
+        _proved(load_pipeline(recipe.model, dtype=recipe.dtype), recipe, activations)
+    return None
+
+
+def _proved(pipe: Any, recipe: Recipe, activations: Activations) -> Any:
     given = fingerprint(pipe)
     if given != activations.model:
         raise UsageError(
             f"The recording is of the model {activations.model[:12]}… and '{recipe.model}' is {given[:12]}…: "
-            "give --store of a recording of this one, or train.spliced=0 to train without it."
+            "give --store of a recording of this one, or the recorded one with model=."
         )
     return pipe
 
