@@ -165,6 +165,22 @@ def test_without_splicing_a_model_that_is_not_on_this_disk_is_taken_on_trust(com
     assert "There is no model 'no-such-model'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("model", ["at hand", "black-forest-labs/FLUX.1-dev", "someone/unknown"])
+def test_the_sites_that_are_named_are_trained_and_no_others(model, command, capsys, tmp_path):
+    command[1] = command[1] if model == "at hand" else f"model={model}"
+    result = answer(capsys, *command, 'sites=["pooled.embed"]', "train.spliced=0")
+    assert [sae["site"] for sae in result["saes"]] == ["pooled.embed"]
+    assert [path.parent.parent.name for path in tmp_path.rglob("cfg.json")] == ["pooled.embed"]
+
+
+def test_a_site_that_was_not_recorded_is_refused_with_those_that_were(command, capsys):
+    assert __main__.main([*command, 'sites=["pooled.embed", "img.embed"]', "train.spliced=0"]) == 2
+    assert "'img.embed' was not recorded: there are txt.embed, pooled.embed." in capsys.readouterr().err
+    assert __main__.main([*command, "sites=[]", "train.spliced=0"]) == 2
+    assert "sites=[] trains nothing" in capsys.readouterr().err
+    assert __main__.main([*command, 'sites=["{txt,pooled}.embed"]', "train.spliced=0"]) == 0
+
+
 def test_k_above_d_sae_is_one_line(command, capsys):
     assert __main__.main([*command, "sae.k=999"]) == 2
     assert "k=999 of 64 features: lower k or raise expansion" in capsys.readouterr().err

@@ -23,7 +23,8 @@ from safedig.sae.options import SAEOptions
 from safedig.sae.resume import remove_checkpoints
 from safedig.sae.splice import loss_recovered
 from safedig.sae.train import train
-from safedig.sites import Site
+from safedig.sites import Site, resolve
+from safedig.skeleton import skeleton
 from safedig.verbs import Options
 
 FIGURE = "training.png"
@@ -34,7 +35,8 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     """Train what the recipe's [sae] and [train] say on the recorded store, measure it, and write the SAE folders."""
     asked, device = recipe.train or Training(), _device(recipe)
     activations = _recorded(recipe, options)
-    pipe = _pipeline(recipe, activations, splice=asked.spliced > 0)
+    pipe = _pipeline(recipe, activations)
+    activations = activations.at(*_sites(recipe, activations, pipe))
     rest, aside = split(activations, asked.held_out, recipe.seed)
     out, runs = options.out or Path("sae_checkpoints"), _runs(recipe.sae, asked)
     place, folders = out / Path(recipe.model).name, _folders(out, recipe, activations, runs)
@@ -96,6 +98,17 @@ def _recorded(recipe: Recipe, options: Options) -> Activations:
         ) from error
 
 
+def _sites(recipe: Recipe, activations: Activations, pipe: Any) -> list[Site]:
+    """Those that the recipe names. Where nothing tells what its patterns mean, they are names."""
+    if pipe is None and model_folders.described(recipe.model) is None:
+        found = [Site.parse(name) for name in recipe.sites]
+    else:
+        found = resolve(skeleton(recipe.model) if pipe is None else pipe, recipe.sites)
+    if not found:
+        raise UsageError(f"sites=[] trains nothing: name some of {', '.join(map(str, activations.sites))}.")
+    return found
+
+
 def _runs(sae: SAEOptions, asked: Training) -> list[SAEOptions]:
     pairs = product(asked.expansions or (sae.expansion,), asked.ks or (sae.k,))
     return [replace(sae, expansion=expansion, k=k) for expansion, k in pairs]
@@ -120,25 +133,20 @@ def _measured(
 
 
 def _image(pipe: Any, recipe: Recipe, saes: Mapping[Site, SparseAutoencoder], rows: list[Any]) -> dict[str, Any]:
-    """How much of the velocity the reconstruction keeps, under `image`; nothing where the model was not loaded."""
-    if pipe is None:
+    """How much of the velocity the reconstruction keeps, under `image`; nothing where no images are asked for."""
+    if not rows:
         return {}
     (recovered,) = loss_recovered(pipe, saes, rows, drawing=recipe.drawing_of(pipe)).values()
     return {"image": recovered}
 
 
-def _pipeline(recipe: Recipe, activations: Activations, *, splice: bool) -> Any:
-    """The model, if there is to be splicing, proved to be the recorded one; without, it need not be at hand."""
-    if splice:
-        return _proved(recipe.pipeline(), recipe, activations)
-    if model_folders.on_disk(recipe.model) is None and model_folders.is_hub_id(recipe.model):
+def _pipeline(recipe: Recipe, activations: Activations) -> Any:
+    """The model, proved to be the recorded one; `None` where it is not at hand and nothing is to be spliced."""
+    splice = recipe.train is None or recipe.train.spliced > 0
+    if not splice and model_folders.on_disk(recipe.model) is None and model_folders.is_hub_id(recipe.model):
         say(f"'{recipe.model}' is not on this disk: that the recording is of it is taken on trust.")
-    else:
-        _proved(load_pipeline(recipe.model, dtype=recipe.dtype), recipe, activations)
-    return None
-
-
-def _proved(pipe: Any, recipe: Recipe, activations: Activations) -> Any:
+        return None
+    pipe = recipe.pipeline() if splice else load_pipeline(recipe.model, dtype=recipe.dtype)
     given = fingerprint(pipe)
     if given != activations.model:
         raise UsageError(
