@@ -154,6 +154,39 @@ def test_a_checkpoint_of_training_gives_the_codes_of_what_sae_lens_would_export(
         torch.testing.assert_close(ours.decode(ours.encode(a)), theirs(a), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("architecture", _NAMES)
+def test_the_input_scale_of_an_unfinished_training_is_folded_as_sae_lens_does_at_its_end(architecture, tmp_path):
+    trained, a = trained_by_sae_lens(architecture), inputs()
+    trained.cfg.normalize_activations = "expected_average_only_in"
+    trained.save_model(tmp_path / "training")
+    (tmp_path / "training" / "activation_scaler.json").write_text('{"scaling_factor": 0.3, "has_whitening": false}')
+    trained.fold_activation_norm_scaling_factor(0.3)
+    trained.save_inference_model(tmp_path / "exported")
+    theirs, ours = stock(tmp_path / "exported"), load_sae(tmp_path / "training")
+    with torch.no_grad():
+        torch.testing.assert_close(ours.encode(a), theirs.encode(a), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours.decode(ours.encode(a)), theirs(a), atol=1e-5, rtol=1e-5)
+    (tmp_path / "training" / "activation_scaler.json").write_text('{"scaling_factor": null}')
+    assert not torch.allclose(load_sae(tmp_path / "training").encode(a), ours.encode(a), atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"scaling_factor": None, "has_whitening": True}, "whitening was not yet folded in"),
+        ({"scaling_factor": "0.3"}, "scaling_factor='0.3': expected a number above 0"),
+        ({"scaling_factor": 0}, "scaling_factor=0: expected a number above 0"),
+    ],
+)
+def test_an_input_scale_that_cannot_be_folded_is_refused(tmp_path, said, message):
+    save_sae(random_sae(), tmp_path)
+    (tmp_path / "activation_scaler.json").write_text(json.dumps(said))
+    load_sae(tmp_path)  # what says that its input is as it is needs none
+    edit_config(tmp_path, normalize_activations="expected_average_only_in")
+    with pytest.raises(UsageError, match=message):
+        load_sae(tmp_path)
+
+
 def test_a_configuration_from_before_sae_lens_6_is_understood(tmp_path):
     tensors = {
         "W_enc": normal(D_IN, D_SAE),

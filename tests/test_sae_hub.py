@@ -1,5 +1,6 @@
 """What is pushed comes back as it was; only tensors and JSON travel; what the Hub refuses is one line."""
 
+import json
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path
@@ -98,6 +99,18 @@ def test_a_tree_of_folders_is_pushed_and_nothing_else(hub, tmp_path):
     ]
     assert hub.private == {"someone/saes": True}
     assert_same(from_hub("someone/saes", "txt.embed/violence--hate.contrast/"), random_sae(1))
+
+
+def test_the_input_scale_of_an_unfinished_training_travels_along(hub, tmp_path):
+    save_sae(random_sae(), tmp_path / "saes")
+    config = tmp_path / "saes" / "cfg.json"
+    theirs = {"metadata": {}, "normalize_activations": "expected_average_only_in"}
+    config.write_text(json.dumps(json.loads(config.read_text()) | theirs))
+    (tmp_path / "saes" / "activation_scaler.json").write_text('{"scaling_factor": 3.0}')
+    push_to_hub(tmp_path / "saes", "someone/saes")
+    there = from_hub("someone/saes")
+    assert torch.equal(there.decoder.W_dec, load_sae(tmp_path / "saes").decoder.W_dec)
+    assert not torch.equal(there.decoder.W_dec, random_sae().decoder.W_dec)
 
 
 def test_only_the_files_of_one_autoencoder_are_fetched(hub, tmp_path):

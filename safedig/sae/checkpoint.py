@@ -104,6 +104,7 @@ def load_sae(
     _check_origin(folder, metadata, {"site": site and str(site), "model": model})
     k, convention = description.k(config, folder / CONFIG), description.convention(config)
     tensors = description.with_threshold(config, read_tensors(folder / WEIGHTS), folder / WEIGHTS)
+    tensors = description.for_raw_input(config, tensors, folder / WEIGHTS)
     sae = fold(tensors, folder / WEIGHTS, k=k, convention=convention)
     said = tuple(config.get(name, getattr(sae, name)) for name in ("d_in", "d_sae"))
     if said != (sae.d_in, sae.d_sae):

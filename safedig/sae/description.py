@@ -1,4 +1,4 @@
-"""What a sae-lens `cfg.json` says of the tensors beside it, whatever version wrote it, in training or after."""
+"""What sae-lens' JSON says of the tensors beside it, whatever version wrote it, in training or after."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,10 +8,14 @@ import torch
 from torch import Tensor
 
 from ..config import UsageError
+from .files import read_config
 from .folding import Convention
 
 _ARCHITECTURES = ("standard", "jumprelu", "topk", "batchtopk", "matryoshka_batchtopk")
-_IDENTITY = ("none", None, False, True, "expected_average_only_in", "covariance_whitening")  # once folded, as saved
+SCALER = "activation_scaler.json"
+"""What training multiplies its input by, while that is not yet folded into the weights."""
+_FOLDED_LATE = ("expected_average_only_in", "covariance_whitening")  # when training ends
+_IDENTITY = ("none", None, False, True, *_FOLDED_LATE)  # at run time
 
 
 def convention(config: Mapping[str, Any]) -> Convention:
@@ -41,6 +45,25 @@ def with_threshold(config: Mapping[str, Any], tensors: Mapping[str, Tensor], fil
     if architecture == "standard" and "b_enc" in tensors:
         return {**tensors, "threshold": torch.zeros_like(tensors["b_enc"])}
     return dict(tensors)
+
+
+def for_raw_input(config: Mapping[str, Any], tensors: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
+    """The tensors with the input's scale folded in, where training was not over when they were written."""
+    scaler = file.with_name(SCALER)
+    if config.get("normalize_activations") not in _FOLDED_LATE or not scaler.is_file():
+        return dict(tensors)
+    said = read_config(scaler)
+    scale = said.get("scaling_factor")
+    if said.get("has_whitening", False):
+        raise UsageError(f"'{file.parent}' was written while whitening was not yet folded in: take the finished SAE.")
+    if scale is None:
+        return dict(tensors)
+    if not isinstance(scale, int | float) or not 0 < scale < float("inf"):
+        raise UsageError(f"'{scaler}' has scaling_factor={scale!r}: expected a number above 0; copy it again.")
+    factors = {"W_enc": scale, "W_dec": 1 / scale, "b_dec": 1 / scale}
+    if convention(config).scale_by_norm:  # such a threshold is in units of the decoder rows' length
+        factors["threshold"] = 1 / scale
+    return {name: tensor * factors.get(name, 1) for name, tensor in tensors.items()}
 
 
 def k(config: Mapping[str, Any], file: Path) -> int | None:

@@ -8,6 +8,7 @@ from typing import Any
 from ..config import UsageError
 from ..hub import why_not, why_not_written
 from .checkpoint import CONFIG, WEIGHTS, save_sae
+from .description import SCALER
 from .importers import FILES, import_sae
 from .model import SparseAutoencoder
 
@@ -28,7 +29,7 @@ def push_to_hub(
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError
 
-    api, names = HfApi(), (CONFIG, WEIGHTS, "*.md")
+    api, names = HfApi(), (CONFIG, WEIGHTS, SCALER, "*.md")
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
         commit = api.upload_folder(

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from ..config import UsageError, did_you_mean
 from .checkpoint import CONFIG, WEIGHTS, load_sae
+from .description import SCALER
 from .files import read_config, read_tensors
 from .folding import Convention, fold
 from .model import SparseAutoencoder
 
 _SPARSIFY_WEIGHTS = "sae.safetensors"
 _UNBOX_CONFIG, _UNBOX_WEIGHTS = "config.json", "state_dict.pth"
-FILES = (CONFIG, WEIGHTS, _SPARSIFY_WEIGHTS, _UNBOX_CONFIG, _UNBOX_WEIGHTS)
+FILES = (CONFIG, WEIGHTS, SCALER, _SPARSIFY_WEIGHTS, _UNBOX_CONFIG, _UNBOX_WEIGHTS)
 """All that any format needs of a folder."""
 _ON_CENTRED_INPUT = Convention(subtract_b_dec=True)
 
