@@ -23,7 +23,7 @@ from safedig.sae.metrics import measure, measure_by_sigma
 from safedig.sae.options import Limits, SAEOptions
 from safedig.sae.resume import remove_checkpoints
 from safedig.sae.rows import Standard
-from safedig.sae.survey import survey
+from safedig.sae.survey import picked, survey
 from safedig.sae.train import train, train_on
 from safedig.sites import Site
 
@@ -446,6 +446,51 @@ def test_it_is_measured_on_prompts_that_were_held_out():
     assert len(told["sigmas"]) == 4 and [check["step"] for check in told["checks"]] == [40, 80, 120, 160, 200]
     plain = train(rest, SITES[:1], replace(SHORT, steps=200))[SITES[0]]
     assert same(plain, sae) and plain.metadata["measured_on"] == "training rows"
+
+
+def sigmas_of(stream):
+    return {tuple(row): batch.sigma for batch in stream for row in batch.x.tolist()}
+
+
+def test_what_is_measured_on_the_way_is_a_sample_of_all_sigmas_and_the_same_every_time(monkeypatch):
+    rest, aside = split(stream(SITES[:1]), 0.25)
+    level, seen, whole = sigmas_of(aside), [], train(rest, SITES[:1], SHORT, held_out=aside)[SITES[0]]
+
+    def watched(sae, batches):
+        seen.append([tuple(row) for a in batches for row in a.tolist()])
+        return {"fvu": 0.0}
+
+    monkeypatch.setattr(train_module, "_CHECKED", 40)
+    monkeypatch.setattr(train_module, "measure", watched)
+    assert same(train(rest, SITES[:1], SHORT, held_out=aside)[SITES[0]], whole), "what is learnt does not change"
+    assert len(seen) == 5 and all(rows == seen[0] for rows in seen) and len(set(seen[0])) == 40
+    assert {level[row] for row in seen[0]} == {1.0, 0.75, 0.5, 0.25}
+
+
+def test_what_is_measured_at_the_end_is_a_sample_of_all_sigmas(monkeypatch):
+    whole = train(stream(), SITES[:1], SHORT)[SITES[0]]
+    monkeypatch.setattr(train_module, "_SAMPLE", 100)
+    part = train(stream(), SITES[:1], SHORT)[SITES[0]]
+    assert same(part, whole), "what is learnt does not change"
+    assert whole.metadata["rows"] == 800 and part.metadata["rows"] == 100
+    assert list(part.metadata["sigmas"]) == ["1.000", "0.750", "0.500", "0.250"]
+    assert all(level["rows"] >= 10 for level in part.metadata["sigmas"].values())
+
+
+def test_rows_that_are_there_already_are_measured_on_a_sample_too(monkeypatch):
+    """The first quarter is noise, and is all that the first rows would show."""
+    x = torch.cat([9 * torch.randn(300, D_IN, generator=torch.Generator().manual_seed(1)), mixtures(900)])
+    whole = train_on(x, SHORT)
+    monkeypatch.setattr(train_module, "_SAMPLE", 300)
+    part = train_on(x, SHORT)
+    assert same(part, whole) and part.metadata["fvu"] == pytest.approx(whole.metadata["fvu"], rel=0.1)
+    assert measure(whole, [x[:300]])["fvu"] > 1.2 * whole.metadata["fvu"]
+
+
+def test_a_part_of_what_is_picked_is_picked_first():
+    assert picked(9, 9, seed=0) == picked(9, 12, seed=0) == slice(None)
+    few, many = picked(900, 40, seed=3), picked(900, 400, seed=3)
+    assert torch.equal(many[:40], few) and len(many.unique()) == 400 and not torch.equal(picked(900, 40, seed=4), few)
 
 
 def test_a_prompt_and_its_twin_are_on_the_same_side():

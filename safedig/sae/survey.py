@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..activations.record import Activations, Batch
@@ -31,7 +31,7 @@ class Survey:
 
     site: Site
     x: Float[Tensor, "rows d_in"]
-    """A uniform sample of the rows, all of them finite."""
+    """A uniform sample of the rows, all of them finite; not in a random order."""
     sigma: Float[Tensor, " rows"]
     seen: int
     faulty: int
@@ -42,6 +42,16 @@ class Survey:
     def facts(self) -> dict[str, Any]:
         low, high = self.sigma.min().item(), self.sigma.max().item()
         return {"identity": self.data, "rows": self.seen, "faulty_rows": self.faulty, "sigma": [low, high]}
+
+
+def picked(rows: int, size: int, seed: int) -> Int[Tensor, " picked"] | slice:
+    """Which of so many rows to look at: all, or `size` of them, from anywhere; a larger size has the same ones first.
+
+    A sample lies in the order of the stream, σ by σ and prompt by prompt: its first rows are no sample.
+    """
+    if size >= rows:
+        return slice(None)
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(seed))[:size]
 
 
 def survey(activations: Activations, sites: Iterable[Site], size: int, seed: int) -> dict[Site, Survey]:

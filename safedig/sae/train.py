@@ -27,7 +27,7 @@ from .model import SparseAutoencoder
 from .options import Limits, SAEOptions
 from .resume import Checkpoint, checkpoint_folder, remove_checkpoints
 from .rows import Standard
-from .survey import Survey, survey
+from .survey import Survey, picked, survey
 
 __all__ = ["Limits", "SAEOptions", "train", "train_on"]
 
@@ -112,7 +112,7 @@ def train_on(
     for batch in track(batches, description, options.steps):
         run.step(on_device(batch))
     sae = run.sae(standard)
-    quality = measure(sae, x[:_SAMPLE].split(_CHECKED))
+    quality = measure(sae, x[picked(len(x), _SAMPLE, options.seed)].split(_CHECKED))
     told = {"options": asdict(options), "curve": run.curve}
     return SparseAutoencoder(sae.encoder, sae.decoder, metadata | quality | told)
 
@@ -193,7 +193,8 @@ class _Task:
             now = {name: column[-1] for name, column in run.curve.items()}
             held_out = ""
             if self.asked is not None and run.done == lead.done:
-                check = measure(run.sae(standard), [self.asked.x[:_CHECKED]])
+                here = picked(len(self.asked.x), _CHECKED, run.options.seed)
+                check = measure(run.sae(standard), [self.asked.x[here]])
                 run.checks.append({"step": run.done} | check)
                 held_out = f", held out FVU {check['fvu']:.4f}"
             who = f"{self.found.site} ×{run.options.expansion} k {run.options.k}"
@@ -201,7 +202,8 @@ class _Task:
 
     def _finished(self, run: Run, standard: Standard) -> SparseAutoencoder:
         sae, seen = run.sae(standard), self.asked or self.found
-        quality = measure_by_sigma(sae, seen.x[:_SAMPLE], seen.sigma[:_SAMPLE])
+        here = picked(len(seen.x), _SAMPLE, run.options.seed)
+        quality = measure_by_sigma(sae, seen.x[here], seen.sigma[here])
         diagnosis = diagnose(self.found.x, run.options.expansion, run.options.k, run.options.seed)
         metadata = {
             "model": self.activations.model,
