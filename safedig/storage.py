@@ -57,6 +57,18 @@ def check_writable(folder: Path, flag: str) -> None:
         raise UsageError(f"{flag} {folder} cannot be written ({error.strerror}): give a folder that can.") from error
 
 
+def check_can_be_made(folder: Path) -> None:
+    """A `UsageError` where a folder that nobody named could not be written to; it is not made before it is needed."""
+    there = next(one for one in (folder, *folder.absolute().parents) if os.path.lexists(one))
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"'{folder}' cannot be written ({error.strerror}: '{there}'): give a folder with --out."
+        ) from error
+
+
 @dataclass(frozen=True)
 class Format:
     """What a folder of `<name>.json` and `<name>.safetensors` holds, its version, and what to do where it is torn."""

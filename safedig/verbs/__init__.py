@@ -27,6 +27,14 @@ class Options:
     prompt: str | None = None
     """The words after a verb that draws one prompt."""
 
+    def folder(self, default: str) -> Path:
+        """Where the output goes: --out, else this folder; a `UsageError` where that cannot be made."""
+        from safedig.storage import check_can_be_made
+
+        if self.out is None:
+            check_can_be_made(Path(default))
+        return self.out or Path(default)
+
 
 @dataclass(frozen=True)
 class Verb:

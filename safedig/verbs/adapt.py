@@ -24,7 +24,7 @@ _ROWS = ("zero_shot", "bias_only", "adapted", "fine_tuned")
 
 def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     """Refit the decoders of the source's SAEs to the target's recording, and write them beside the source's."""
-    asked, out, name = recipe.adapt or Adapting(), options.out or Path("sae_checkpoints"), Path(recipe.model).name
+    asked, out, name = recipe.adapt or Adapting(), options.folder("sae_checkpoints"), Path(recipe.model).name
     source = _recorded(options.store or f"runs/record-{name}", "source", "give its place with --store")
     target = _recorded(asked.target or f"runs/record-{name}-target", "target", "give its place with adapt.target=PLACE")
     saes = _trained(out, recipe, source)

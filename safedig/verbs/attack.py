@@ -47,9 +47,9 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     bank, methods, looks = bank_of(options.prompts, options.seed), methods_of(compare), jury_of(recipe, options)
     (target,) = targets_of(compare, options, bank)[:1]
     sizes = dataclasses.replace(compare.sizes, **QUICK) if options.quick else compare.sizes
-    out = options.out or Path("runs") / f"attack-{Path(recipe.model).name}"
+    out = options.folder(f"runs/attack-{Path(recipe.model).name}")
+    place = options.folder(f"runs/evaluate-{Path(recipe.model).name}")
     pipe = recipe.pipeline()
-    place = options.out or Path("runs") / f"evaluate-{Path(recipe.model).name}"
     curriculum = curriculum_of(recipe, options, target, sizes, bank)
     contest = contest_of(recipe, pipe, curriculum, methods, looks, place / target)
     rows = list({row["id"]: row for row in contest.asked["target"]}.values())[: wishes.prompts]

@@ -35,6 +35,7 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     """Run every check, write `attest.json`; a check that fails is a `UsageError` after all have run."""
     if options.bundle is None:
         raise UsageError("There is nothing to attest: give --bundle, the folder of Steering.save or a Hub id.")
+    path = options.folder(f"runs/attest-{Path(recipe.model).name}") / "attest.json"
     steering = Steering.load(options.bundle)
     pipe = recipe.pipeline()
     trial = _Trial(pipe, recipe.drawing_of(pipe), _rows(recipe, options), steering)
@@ -49,7 +50,6 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
         "checks": checks,
         "packages": _packages(),
     }
-    path = (options.out or Path("runs") / f"attest-{Path(recipe.model).name}") / "attest.json"
     write_atomically(path, f"{json.dumps(result, indent=2, ensure_ascii=False)}\n".encode())
     if not result["passed"]:
         failed = "; ".join(f"{one['check']} ({one['found']})" for one in checks if not one["passed"])

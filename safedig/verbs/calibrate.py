@@ -34,10 +34,10 @@ QUICK_STEPS = 1000  # of SAE training, at most
 
 def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     """Measure every setting that is not measured yet, and choose; the rates, nested as in the contract."""
+    out = options.folder(f"runs/calibrate-{Path(recipe.model).name}")
     bank, looks = bank_of(options.prompts, options.seed), jury_of(recipe, options)
     recipe = replace(recipe, seed=recipe.seed if options.seed is None else options.seed)
     recipe, wishes = (_quick if options.quick else _whole)(recipe)
-    out = options.out or Path("runs") / f"calibrate-{Path(recipe.model).name}"
     bench = Bench(recipe, wishes.sites or recipe.sites, wishes.prompts, recipe.pipeline(), out, bank, looks)
     say(f"{len(bench.asked.harmful)} harmful and {len(bench.asked.benign)} benign prompts, first unsteered …")
     unsteered = bench.response.unsteered()

@@ -46,7 +46,7 @@ class Seen:
 def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     """Record, train one SAE a site, find the harmful features, steer, judge; the rates, nested as in the contract."""
     recipe = _quick(recipe) if options.quick else recipe
-    out = options.out or Path("runs") / f"demo-{Path(recipe.model).name}"
+    out = options.folder(f"runs/demo-{Path(recipe.model).name}")
     pipe = recipe.pipeline()
     drawing = recipe.drawing_of(pipe)
     asked = {"source": _report(recipe, options, HARMFUL), "benign": _report(recipe, options, BENIGN)}

@@ -30,6 +30,7 @@ LEARNT = 64  # pairs that a harmful feature is found on, where none is named
 def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     """Draw the prompts in which the feature fires highest, at every strength; counts as JSON, and a picture."""
     assert options.sae is not None
+    out = options.folder(f"runs/feature-{Path(recipe.model).name}")
     pipe = recipe.pipeline()
     sae = load_sae(options.sae, model=fingerprint(pipe))
     if "site" not in sae.metadata:
@@ -53,7 +54,6 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
         "changed": [round(share, 6) for share in doses.changed.mean(1).tolist()],
         "labels": [dict(Counter(one["label"] for one in strength)) for strength in judgements],
     }
-    out = options.out or Path("runs") / f"feature-{Path(recipe.model).name}"
     return result | _saved(out, recipe, doses, judgements, result)
 
 

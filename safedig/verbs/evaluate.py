@@ -36,7 +36,7 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     wishes = recipe.evaluate or Evaluating()
     bank, methods = bank_of(options.prompts, options.seed), methods_of(wishes)
     targets, looks = targets_of(wishes, options, bank), jury_of(recipe, options)
-    out = options.out or Path("runs") / f"evaluate-{Path(recipe.model).name}"
+    out = options.folder(f"runs/evaluate-{Path(recipe.model).name}")
     sizes = dataclasses.replace(wishes.sizes, **QUICK) if options.quick else wishes.sizes
     pipe = recipe.pipeline()
     held = {}

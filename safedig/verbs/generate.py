@@ -35,8 +35,8 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
             "There is no steering: give --bundle, the folder of Steering.save or a Hub id, or --negation, a folder of "
             "images to stay away from."
         )
+    out = options.folder(f"runs/generate-{Path(recipe.model).name}")
     rows, steering = asked(recipe, options), None if options.bundle is None else Steering.load(options.bundle)
-    out = options.out or Path("runs") / f"generate-{Path(recipe.model).name}"
     pipe = recipe.pipeline()
     drawing = recipe.drawing_of(pipe)
     acting = _Acting(steering, _denoiser(pipe, drawing, options.negation))

@@ -16,6 +16,7 @@ from safedig.verbs import Options
 
 def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     """Draw the recipe's training prompts, or those of a file, and keep of them what its [record] says."""
+    store = options.folder(f"runs/record-{Path(recipe.model).name}")
     if recipe.device == "auto":
         recipe = dataclasses.replace(recipe, device=str(processes.device()))  # each process has its own
     pipe, kept = recipe.pipeline(), recipe.record or Recording()
@@ -27,7 +28,7 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
         recipe.sites,
         tokens=kept.tokens,
         sigmas=None if kept.sigmas == "all" else [levels[step] for step in kept.steps(levels)],
-        store=options.out or Path("runs") / f"record-{Path(recipe.model).name}",
+        store=store,
         drawing=drawing,
     )
     return {"model": recipe.model, "recipe_sha": recipe.sha} | _result(activations)
