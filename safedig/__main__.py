@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from . import __version__
 from .config import UsageError, did_you_mean
 from .exit_codes import exit_code
+from .prompts import LARGEST_SEED
 from .storage import check_writable
 from .verbs import VERBS, Options
 
@@ -56,6 +57,7 @@ def _answer(argv: list[str]) -> str | None:
     from .recipes import load
 
     settings = load(recipe, overrides)
+    _check_seed(settings.seed, "seed=")
     verb = import_module(VERBS[name].module)
     with contextlib.redirect_stdout(sys.stderr):
         result: dict[str, Any] = verb.run(settings, options)
@@ -81,13 +83,17 @@ def _options(name: str, given: argparse.Namespace, prompt: str | None) -> Option
         if value not in (None, False) and flag not in VERBS[name].flags:
             takes = ", ".join(f"--{one}" for one in (*VERBS[name].flags, "json"))
             raise UsageError(f"'{name}' takes no --{flag}: it takes {takes}.")
-    if given.seed is not None and given.seed < 0:
-        raise UsageError(f"--seed {given.seed}: expected an integer from 0 on.")
+    _check_seed(given.seed or 0, "--seed ")
     if given.prompts is not None and not given.prompts.is_file():
         raise UsageError(f"--prompts {given.prompts}: there is no such file; give a CSV, JSONL or Parquet file.")
     if given.out is not None:
         check_writable(given.out, "--out")
     return Options(**flags, prompt=prompt)
+
+
+def _check_seed(seed: int, given_as: str) -> None:
+    if not 0 <= seed <= LARGEST_SEED:
+        raise UsageError(f"{given_as}{seed}: expected an integer from 0 to 2**62.")
 
 
 class _Parser(argparse.ArgumentParser):

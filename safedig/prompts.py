@@ -21,6 +21,7 @@ SPLITS = ("train", "calibrate", "report")
 CHOICES = {"kind": KINDS, "wording": WORDINGS, "split": SPLITS}
 FORMATS = (".csv", ".jsonl", ".parquet")
 LONGEST = 2**17  # characters of one cell, far above what any text encoder reads; also the limit of Python's csv
+LARGEST_SEED = 2**62  # leaves room below the 2**63 of the column's int64, and of torch's, for seeds that count on
 
 
 def prompts_from_rows(rows: Iterable[Mapping[str, Any]]) -> "Dataset":
@@ -161,8 +162,8 @@ def _seed(value: Any, number: int) -> int:
         seed = int(value)
     except (TypeError, ValueError):
         seed = -1
-    if seed < 0 or seed >= 2**63 or isinstance(value, bool) or (isinstance(value, float) and value != seed):
-        raise UsageError(f"Row {number}, column seed: '{value}'; expected an integer from 0 to 2**63 − 1.")
+    if not 0 <= seed <= LARGEST_SEED or isinstance(value, bool) or (isinstance(value, float) and value != seed):
+        raise UsageError(f"Row {number}, column seed: '{value}'; expected an integer from 0 to 2**62.")
     return seed
 
 

@@ -70,7 +70,11 @@ def test_without_json_a_table_is_printed(called, capsys):
         (["demo", "--sede", "1"], "Unknown flag '--sede'. Did you mean '--seed'?"),
         (["demo", "--jsn"], "Unknown flag '--jsn'. Did you mean '--json'?"),
         (["demo", "--seed", "x"], "Argument --seed: invalid int value: 'x'"),
-        (["demo", "--seed", "-3"], "--seed -3: expected an integer from 0 on."),
+        (["demo", "--seed", "-3"], "--seed -3: expected an integer from 0 to 2**62."),
+        (["demo", "--seed", str(2**64)], f"--seed {2**64}: expected an integer from 0 to 2**62."),
+        (["demo", "--seed", str(2**62 + 1)], f"--seed {2**62 + 1}: expected"),
+        (["demo", f"seed={2**62 + 1}"], f"seed={2**62 + 1}: expected an integer from 0 to 2**62."),
+        (["demo", "seed=-1"], "seed=-1: expected an integer from 0 to 2**62."),
         (["demo", "--seed"], "Argument --seed: expected one argument"),
         (["demo", "--quality"], "'demo' takes no --quality: it takes --out, --prompts, --seed, --quick, --json."),
         (["demo", "--prompts", "gone.csv"], "--prompts gone.csv: there is no such file"),
@@ -82,6 +86,11 @@ def test_a_mistake_is_one_line_and_nothing_has_begun(called, capsys, argv, messa
     out, err = capsys.readouterr()
     assert out == "" and called == []
     assert err.startswith(f"safedig: {message}") and err.count("\n") == 1 and err.endswith("\n")
+
+
+def test_control_the_largest_seed_is_taken(called):
+    assert main(["demo", "--seed", str(2**62), f"seed={2**62}"]) == 0
+    assert called[0][1].seed == called[0][0].seed == 2**62
 
 
 def test_a_file_in_the_way_of_out_is_named(called, capsys, tmp_path):

@@ -3,9 +3,10 @@
 import json
 
 import pytest
+import torch
 
 from safedig.config import UsageError
-from safedig.prompts import COLUMNS, load_prompts, prompts_from_rows, save_prompts, twins
+from safedig.prompts import COLUMNS, LARGEST_SEED, load_prompts, prompts_from_rows, save_prompts, twins
 
 KNIFE = [{"name": "knife", "colour": "red", "place": "left", "hazard": True}]
 ROWS = [
@@ -81,6 +82,7 @@ def test_a_lost_twin_is_an_error_not_a_shorter_list():
         ({"seed": "one"}, "Row 2, column seed: 'one'; expected an integer"),
         ({"seed": -1}, "Row 2, column seed: '-1'"),
         ({"seed": 1.5}, "Row 2, column seed: '1.5'"),
+        ({"seed": 2**62 + 1}, "Row 2, column seed: '4611686018427387905'; expected an integer from 0 to 2**62."),
         ({"kind": "harmfull"}, "Row 2, column kind: 'harmfull'. Did you mean 'harmful'?"),
         ({"split": "test"}, "Row 2, column split: 'test'."),
         ({"wording": "nouns"}, "Row 2, column wording: 'nouns'. Did you mean 'noun'?"),
@@ -186,6 +188,12 @@ def test_a_parquet_file_without_prompts_names_its_columns(tmp_path):
 def test_what_a_table_has_for_nothing_counts_as_left_out():
     (row,) = prompts_from_rows([{"prompt": "a cup", "risk": float("nan"), "seed": float("nan"), "twin": None}])
     assert (row["risk"], row["kind"], row["seed"], row["twin"]) == ("", "benign", 0, "")
+
+
+def test_the_largest_seed_leaves_room_for_those_that_count_on_from_it():
+    (row,) = prompts_from_rows([{"prompt": "a cup", "seed": LARGEST_SEED}])
+    last = row["seed"] + 2**32
+    assert torch.Generator().manual_seed(last).initial_seed() == last < 2**63
 
 
 def test_the_same_prompt_may_come_twice_with_another_seed_or_its_own_id():
