@@ -72,6 +72,8 @@ def _words(given: argparse.Namespace) -> tuple[str, str | None, str, list[str]]:
     if name not in VERBS:
         raise UsageError(f"Unknown verb '{name}'. {did_you_mean(name, VERBS)}")
     prompt = rest.pop(0) if VERBS[name].takes_prompt and given.prompts is None and rest else None
+    if prompt is not None and (not rest or "=" in rest[0]):
+        _check_prompt(prompt, name)
     recipe = rest.pop(0) if rest and "=" not in rest[0] else DEFAULT_RECIPE
     return name, prompt, recipe, rest
 
@@ -89,6 +91,17 @@ def _options(name: str, given: argparse.Namespace, prompt: str | None) -> Option
     if given.out is not None:
         check_writable(given.out, "--out")
     return Options(**flags, prompt=prompt)
+
+
+def _check_prompt(prompt: str, verb: str) -> None:
+    """The only word is a prompt; where it is a recipe's name, the prompt has been forgotten."""
+    from .recipes import names
+
+    if prompt in names() or prompt.endswith(".toml"):
+        raise UsageError(
+            f"'{prompt}' is a recipe, and there is no prompt: give one before it, safedig {verb} "
+            f'"a cup on a table" {prompt} …, or --prompts FILE.'
+        )
 
 
 def _check_seed(seed: int, given_as: str) -> None:
