@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
-from .config import UsageError, did_you_mean
+from .config import UsageError, did_you_mean, parse_override
 from .exit_codes import exit_code
 from .prompts import LARGEST_SEED
 from .storage import check_writable
@@ -58,6 +58,7 @@ def _answer(argv: list[str]) -> str | None:
 
     settings = load(recipe, overrides)
     _check_seed(settings.seed, "seed=")
+    _check_read(name, overrides)
     verb = import_module(VERBS[name].module)
     with contextlib.redirect_stdout(sys.stderr):
         result: dict[str, Any] = verb.run(settings, options)
@@ -107,6 +108,14 @@ def _check_prompt(prompt: str, verb: str) -> None:
 def _check_seed(seed: int, given_as: str) -> None:
     if not 0 <= seed <= LARGEST_SEED:
         raise UsageError(f"{given_as}{seed}: expected an integer from 0 to 2**62.")
+
+
+def _check_read(name: str, overrides: Sequence[str]) -> None:
+    """A key that the verb does not read must not look as if it did something."""
+    reads = VERBS[name].reads
+    for key in (key for one in overrides for key in parse_override(one)):
+        if reads and key not in reads:
+            raise UsageError(f"'{name}' does not read '{key}': of a recipe it reads {', '.join(reads)}; leave it out.")
 
 
 class _Parser(argparse.ArgumentParser):

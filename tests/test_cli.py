@@ -88,6 +88,23 @@ def test_a_mistake_is_one_line_and_nothing_has_begun(called, capsys, argv, messa
     assert err.startswith(f"safedig: {message}") and err.count("\n") == 1 and err.endswith("\n")
 
 
+@pytest.mark.parametrize("verb", ["generate", "attest"])
+@pytest.mark.parametrize("override", ["strength=0", "sae.k=-1", '"quantile"=9', 'sites=["txt.embed"]', "watch=[]"])
+def test_a_key_that_the_verb_does_not_read_is_refused(capsys, verb, override):
+    words = ["a cup", "tiny-flux"] if verb == "generate" else []
+    assert main([verb, *words, "--bundle", "nowhere", "drawing.steps=2", override]) == 2
+    key = override.split("=")[0].split(".")[0].strip('"')
+    expected = f"'{verb}' does not read '{key}': of a recipe it reads model, seed, dtype, device, offload, drawing"
+    assert capsys.readouterr().err == f"safedig: {expected}; leave it out.\n"
+
+
+def test_control_a_key_that_the_verb_reads_is_taken_and_an_unknown_one_named(capsys):
+    assert main(["generate", "a cup", "--bundle", "nowhere", "drawing.steps=2", "seed=1"]) == 2
+    assert "'nowhere' is no steering folder" in capsys.readouterr().err
+    assert main(["generate", "a cup", "--bundle", "nowhere", "sede=1"]) == 2
+    assert "Unknown key 'sede'" in capsys.readouterr().err
+
+
 def test_control_the_largest_seed_is_taken(called):
     assert main(["demo", "--seed", str(2**62), f"seed={2**62}"]) == 0
     assert called[0][1].seed == called[0][0].seed == 2**62

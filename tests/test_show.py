@@ -103,6 +103,28 @@ def test_prompts_without_a_benign_one_are_refused(shown, tmp_path, capsys):
     assert "holds no benign prompt" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--prompts", "FILE"], "--prompts has no say in `safedig show`: leave it out, or add --quality."),
+        (
+            ["--out", "FOLDER", "--prompts", "FILE"],
+            "--prompts has no say in `safedig show --out`: leave it out, or add",
+        ),
+        (["--seed", "5"], "--seed has no say in `safedig show`: leave it out, or add --quality."),
+        (["--sites", "--quality"], "--quality has no say in `safedig show --sites`: leave it out."),
+        (["--sites", "--out", "FOLDER"], "--out has no say in `safedig show --sites`: leave it out."),
+        (["--sae", "FOLDER", "--quick"], "--quick has no say in `safedig show --sae`: leave it out."),
+        (["--feature", "3"], "--feature 3: give the autoencoder that it is of, --sae FOLDER."),
+    ],
+)
+def test_a_flag_that_would_do_nothing_is_refused(shown, tmp_path, capsys, argv, message):
+    (tmp_path / "p.csv").write_text("prompt\na cup\n")
+    places = {"FILE": str(tmp_path / "p.csv"), "FOLDER": str(tmp_path)}
+    assert main(["show", "tiny-flux", *(places.get(word, word) for word in argv)]) == 2
+    assert capsys.readouterr().err.startswith(f"safedig: {message}")
+
+
 def test_the_table_shows_every_rate(shown):
     text = shown("--quality")
     for words in (

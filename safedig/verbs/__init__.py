@@ -47,7 +47,11 @@ class Verb:
     """Keys of the recipe's section of the verb's name that may be given without it: `target=fire`."""
     takes_prompt: bool = False
     """Whether the word behind the verb is a prompt, where no --prompts are given."""
+    reads: tuple[str, ...] = ()
+    """The keys of a recipe that it reads, where they are so few that another one on the command line is a mistake."""
 
+
+_DRAWING = ("model", "seed", "dtype", "device", "offload", "drawing")  # keys: a bundle says all else
 
 VERBS = {
     "demo": Verb(
@@ -96,11 +100,13 @@ VERBS = {
         "--compare: unsteered beside it",
         ("bundle", "negation", "compare", "prompts", "seed", "out"),
         takes_prompt=True,
+        reads=_DRAWING,
     ),
     "attest": Verb(
         "safedig.verbs.attest",
         "check on your own model that a --bundle acts, is a no-op where its gates are closed, and cannot be bypassed",
         ("bundle", "prompts", "seed", "out"),
+        reads=_DRAWING,
     ),
     "evaluate": Verb(
         "safedig.verbs.evaluate",

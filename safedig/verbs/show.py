@@ -29,17 +29,23 @@ QUALITY = {
     "objects_only": "the asked objects and no other",
     "each_object": "each object as asked, where it is asked for by name",
 }
+READS = {
+    "sites": (),
+    "sae": ("feature", "out", "prompts", "seed"),
+    "quality": ("out", "prompts", "seed", "quick"),
+    "out": ("seed", "quick"),
+}
+"""The flags that have a say in what is shown, by the first of these that is given; without one, none has."""
 MATMUL = 1024  # side of the matrices whose product is timed beside the images
 
 
 def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     """The recipe, the model's facts, and on request its quality on fresh prompts of every kind."""
+    _check_flags(options)
     if options.sites:
         return sites_table.run(recipe, options)
     if options.sae is not None:
         return dose.run(recipe, options)
-    if options.feature is not None:
-        raise UsageError(f"--feature {options.feature}: give the autoencoder that it is of, --sae FOLDER.")
     pipe = recipe.pipeline()
     drawing = recipe.drawing_of(pipe)
     model: Any = transformer(pipe)
@@ -59,6 +65,18 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     if options.out is not None:
         _save(pipe, recipe, options, result)
     return result
+
+
+def _check_flags(options: Options) -> None:
+    """A flag that has no say in what is shown must not look as if it had."""
+    if options.feature is not None and options.sae is None:
+        raise UsageError(f"--feature {options.feature}: give the autoencoder that it is of, --sae FOLDER.")
+    shown = next((name for name in READS if getattr(options, name)), "")
+    given = [name for name, value in vars(options).items() if value not in (None, False) and name != shown]
+    if idle := [name for name in given if name not in READS.get(shown, ())]:
+        way = f" --{shown}" if shown else ""
+        instead = ", or add --quality" if shown in ("", "out") else ""
+        raise UsageError(f"--{idle[0]} has no say in `safedig show{way}`: leave it out{instead}.")
 
 
 def _save(pipe: Any, recipe: Recipe, options: Options, result: dict[str, Any]) -> None:
