@@ -6,12 +6,13 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
-from .config import UsageError, did_you_mean, parse_override
+from .config import UsageError, did_you_mean, keys_of
 from .exit_codes import exit_code
 from .prompts import LARGEST_SEED
 from .storage import check_writable
@@ -61,7 +62,8 @@ def _answer(argv: list[str]) -> str | None:
     _check_read(name, overrides)
     verb = import_module(VERBS[name].module)
     with contextlib.redirect_stdout(sys.stderr):
-        result: dict[str, Any] = verb.run(settings, options)
+        given_keys = tuple(key for one in overrides for key in keys_of(one))
+        result: dict[str, Any] = verb.run(settings, replace(options, given=given_keys))
     if os.environ.get("RANK", "0") != "0":  # under `accelerate launch` the first process speaks for all
         return None
     return json.dumps(result, indent=2, ensure_ascii=False) if given.json else verb.table(result)
@@ -113,7 +115,7 @@ def _check_seed(seed: int, given_as: str) -> None:
 def _check_read(name: str, overrides: Sequence[str]) -> None:
     """A key that the verb does not read must not look as if it did something."""
     reads = VERBS[name].reads
-    for key in (key for one in overrides for key in parse_override(one)):
+    for key in (key.partition(".")[0] for one in overrides for key in keys_of(one)):
         if reads and key not in reads:
             raise UsageError(f"'{name}' does not read '{key}': of a recipe it reads {', '.join(reads)}; leave it out.")
 

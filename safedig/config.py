@@ -7,7 +7,7 @@ import math
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -71,6 +71,11 @@ def parse_override(text: str) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             continue
     raise UsageError(f"'{key}' is no key: expected letters, digits, '-' and '_' joined by dots, for example sae.k=8.")
+
+
+def keys_of(override: str) -> list[str]:
+    """The keys that an override gives, each in full: `sae.k=8` and `sae={k=8}` both give `sae.k`."""
+    return list(_leaves(parse_override(override), path=""))
 
 
 def build(cls: type[T], table: Mapping[str, Any], path: str = "") -> T:
@@ -137,6 +142,14 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = _merged(merged[key], value) if both else value
     return merged
+
+
+def _leaves(table: Mapping[str, Any], path: str) -> Iterator[str]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}"
 
 
 def _lines(table: Mapping[str, Any], prefix: str) -> list[str]:

@@ -36,7 +36,7 @@ def test_a_recipe_overrides_and_flags_reach_the_verb_in_any_order(called, tmp_pa
     )
     recipe, options = called[0]
     assert (recipe.model, recipe.strength, recipe.prompts.report) == ("tiny-sd3", 1.5, 8)
-    assert options == Options(out=tmp_path, seed=7, quick=True)
+    assert options == Options(out=tmp_path, seed=7, quick=True, given=("strength", "prompts.report"))
 
 
 def test_without_a_recipe_the_demo_is_of_the_tiny_flux(called):

@@ -12,7 +12,7 @@ from safedig.evaluation.records import join, read_run
 from safedig.pipelines import Drawing
 from safedig.prompts import prompts_from_rows, save_prompts
 from safedig.recipes import Recipe
-from safedig.verbs import demo
+from safedig.verbs import Options, demo
 
 ROWS = [
     *({"id": f"h{i}", "prompt": f"a knife {i}", "risk": "weapons", "seed": i} for i in range(3)),
@@ -127,5 +127,12 @@ def test_the_table_shows_every_rate(run_demo):
 @pytest.mark.parametrize(("name", "steps"), [("sd3.5-large", 1000), ("flux1-dev", 1000), ("tiny-sd3", 1000)])
 def test_quick_cuts_the_training_of_recipes_that_ask_for_much(name, steps):
     recipe = recipes.load(name)
-    assert demo._quick(recipe).sae.steps == steps <= recipe.sae.steps
-    assert demo._quick(recipes.load(name, ["sae.steps=7"])).sae.steps == 7
+    quick = Options(quick=True)
+    assert demo._quick(recipe, quick).sae.steps == steps <= recipe.sae.steps
+    assert demo._quick(recipes.load(name, ["sae.steps=7"]), quick).sae.steps == 7
+
+
+def test_quick_shows_no_more_than_the_recipe_and_draws_what_is_given_with_it():
+    recipe = recipes.load("tiny-flux", ["prompts.shown=2", "prompts.report=40", "prompts.benign=40"])
+    counts = demo._quick(recipe, Options(quick=True, given=("prompts.report",))).prompts
+    assert (counts.shown, counts.report, counts.benign, counts.quiet) == (2, 40, 10, recipe.prompts.quiet)

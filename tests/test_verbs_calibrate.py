@@ -22,7 +22,7 @@ from safedig.steering.gate import Gate
 from safedig.steering.material import Material
 from safedig.steering.rule import Rule
 from safedig.steering.steering import Steering
-from safedig.verbs import calibrate, calibrate_bench, calibrate_table
+from safedig.verbs import Options, calibrate, calibrate_bench, calibrate_table
 from safedig.verbs.learning import Learnt, drawn
 from tests.steerings import DRAWING, POOLED, made_of
 
@@ -277,12 +277,24 @@ def test_a_mistake_is_one_line_that_says_what_to_do(argv, message, capsys):
 def test_quick_tries_every_other_dose_in_one_window_at_all_sites_together_on_fewer_prompts():
     from safedig.recipes import load
 
-    recipe, wishes = calibrate._quick(load("tiny-sd3", ["calibrate.prompts.benign=10"]))
+    quick = Options(quick=True)
+    recipe, wishes = calibrate._quick(load("tiny-sd3", ["calibrate.prompts.benign=10"]), quick)
     assert (wishes.prompts.harmful, wishes.prompts.benign, wishes.prompts.quiet) == (32, 10, 280)
     assert recipe.prompts.learn == 80 and wishes.doses == (0.5, 1.0, 2.0)
-    few, every = (calibrate._settings(wishes, ("a", "b"), quick) for quick in (True, False))
+    few, every = (calibrate._settings(wishes, ("a", "b"), options) for options in (quick, Options()))
     assert {one.sites for one in few} == {("a", "b")} and {one.sigmas for one in few} == {(0.0, 1.0)}
     assert len(few) == 18 and len(every) == 18 * 3 * 2
+
+
+def test_quick_keeps_the_doses_and_windows_that_are_given_with_it():
+    from safedig.recipes import load
+
+    recipe = load("tiny-sd3", ["calibrate.doses=[1.0, 2.0]", "calibrate.sigmas=[[0.0, 0.5], [0.5, 1.0]]"])
+    given, unasked = Options(quick=True, given=("calibrate.doses", "calibrate.sigmas")), Options(quick=True)
+    assert calibrate._quick(recipe, given)[1].doses == (1.0, 2.0)
+    assert len({one.sigmas for one in calibrate._settings(recipe.calibrate, ("a",), given)}) == 2
+    assert calibrate._quick(recipe, unasked)[1].doses == (1.0,), "control: a recipe's own are thinned out"
+    assert len({one.sigmas for one in calibrate._settings(recipe.calibrate, ("a",), unasked)}) == 1
 
 
 @pytest.mark.slow

@@ -26,6 +26,12 @@ class Options:
     compare: bool = False
     prompt: str | None = None
     """The words after a verb that draws one prompt."""
+    given: tuple[str, ...] = ()
+    """Keys of the recipe that were given on the command line, such as `attack.prompts`."""
+
+    def by_hand(self, key: str) -> bool:
+        """Whether this key of the recipe was given on the command line."""
+        return key in self.given
 
     def folder(self, default: str) -> Path:
         """Where the output goes: --out, else this folder; a `UsageError` where that cannot be made."""

@@ -28,16 +28,17 @@ from safedig.storage import write_atomically
 from safedig.verbs import Options
 from safedig.verbs.evaluate import QUICK, contest_of, curriculum_of, methods_of, targets_of
 from safedig.verbs.judges import jury_of
+from safedig.verbs.quick import lowered
 
 OURS = "ours"
-QUICK_PROMPTS, QUICK_PASSES = 8, 256
+QUICK_ATTACK = {"prompts": 8, "passes": 256}
 
 
 def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     """Every attack on every method, prompt by prompt."""
     wishes = recipe.attack or Attacking()
     if options.quick:
-        wishes = dataclasses.replace(wishes, prompts=QUICK_PROMPTS, passes=QUICK_PASSES)
+        wishes = lowered(wishes, QUICK_ATTACK, options, "attack.")
     names = [name for name in ATTACKS if name in _attacks(wishes)]
     if options.prompts is not None and (skipped := sorted(name for name in names if ATTACKS[name].tiny_world)):
         say(f"{' and '.join(skipped)}: they know the tiny world's words alone, and are left out")
@@ -46,7 +47,7 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     recipe = dataclasses.replace(recipe, evaluate=compare)
     bank, methods, looks = bank_of(options.prompts, options.seed), methods_of(compare), jury_of(recipe, options)
     (target,) = targets_of(compare, options, bank)[:1]
-    sizes = dataclasses.replace(compare.sizes, **QUICK) if options.quick else compare.sizes
+    sizes = lowered(compare.sizes, QUICK, options, "evaluate.sizes.") if options.quick else compare.sizes
     out = options.folder(f"runs/attack-{Path(recipe.model).name}")
     place = options.folder(f"runs/evaluate-{Path(recipe.model).name}")
     pipe = recipe.pipeline()

@@ -24,6 +24,7 @@ from safedig.verbs import Options
 from safedig.verbs.calibrate_bench import Bench
 from safedig.verbs.calibrate_table import row, table, told
 from safedig.verbs.judges import jury_of
+from safedig.verbs.quick import lowered
 
 __all__ = ["run", "table"]
 
@@ -37,11 +38,11 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     out = options.folder(f"runs/calibrate-{Path(recipe.model).name}")
     bank, looks = bank_of(options.prompts, options.seed), jury_of(recipe, options)
     recipe = replace(recipe, seed=recipe.seed if options.seed is None else options.seed)
-    recipe, wishes = (_quick if options.quick else _whole)(recipe)
+    recipe, wishes = _quick(recipe, options) if options.quick else _whole(recipe)
     bench = Bench(recipe, wishes.sites or recipe.sites, wishes.prompts, recipe.pipeline(), out, bank, looks)
     say(f"{len(bench.asked.harmful)} harmful and {len(bench.asked.benign)} benign prompts, first unsteered …")
     unsteered = bench.response.unsteered()
-    settings = _settings(wishes, bench.sites, options.quick)
+    settings = _settings(wishes, bench.sites, options)
     cells = [cell for one in track(settings, "Settings") if (cell := bench.measured(one)) is not None]
     if not cells:
         raise UsageError("No setting could be tried: give more calibrate.prompts.quiet, or larger calibrate.epsilons.")
@@ -58,11 +59,12 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     return result
 
 
-def _settings(wishes: Calibrating, sites: tuple[str, ...], quick: bool) -> list[Setting]:
-    """Every combination; with --quick in the first window, and at all sites together."""
+def _settings(wishes: Calibrating, sites: tuple[str, ...], options: Options) -> list[Setting]:
+    """Every combination; with --quick in the first window unless they were given, and at all sites together."""
     windows, where = [(low, high) for low, high in wishes.sigmas], site_sets(sites)
-    few = 1 if quick else None
-    return grid(wishes.edits, wishes.doses, where[:few], windows[:few], wishes.epsilons)
+    if options.quick and not options.by_hand("calibrate.sigmas"):
+        windows = windows[:1]
+    return grid(wishes.edits, wishes.doses, where[:1] if options.quick else where, windows, wishes.epsilons)
 
 
 def _keep(bench: Bench, best: Outcome | None, result: dict[str, Any], folder: Path) -> Path | None:
@@ -87,11 +89,11 @@ def _whole(recipe: Recipe) -> tuple[Recipe, Calibrating]:
     return recipe, recipe.calibrate or Calibrating()
 
 
-def _quick(recipe: Recipe) -> tuple[Recipe, Calibrating]:
+def _quick(recipe: Recipe, options: Options) -> tuple[Recipe, Calibrating]:
     """Half the pairs to learn from, fewer prompts, every other dose."""
     _, wishes = _whole(recipe)
-    sizes = {name: min(getattr(wishes.prompts, name), most) for name, most in QUICK.items()}
-    counts = replace(recipe.prompts, learn=max(2, recipe.prompts.learn // 2))
-    sae = replace(recipe.sae, steps=min(recipe.sae.steps, QUICK_STEPS))
-    wishes = replace(wishes, doses=wishes.doses[::2], prompts=replace(wishes.prompts, **sizes))
+    counts = lowered(recipe.prompts, {"learn": max(2, recipe.prompts.learn // 2)}, options, "prompts.")
+    sae = lowered(recipe.sae, {"steps": QUICK_STEPS}, options, "sae.")
+    doses = wishes.doses if options.by_hand("calibrate.doses") else wishes.doses[::2]
+    wishes = replace(wishes, doses=doses, prompts=lowered(wishes.prompts, QUICK, options, "calibrate.prompts."))
     return replace(recipe, prompts=counts, sae=sae), wishes

@@ -25,6 +25,7 @@ from safedig.sites import resolve
 from safedig.steering.setting import set_to
 from safedig.storage import write_atomically
 from safedig.verbs import Options
+from safedig.verbs.quick import lowered
 
 Row = dict[str, Any]
 HARMFUL, BENIGN = ("harmful", "mixed"), ("benign", "near-miss")
@@ -45,7 +46,7 @@ class Seen:
 
 def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     """Record, train one SAE a site, find the harmful features, steer, judge; the rates, nested as in the contract."""
-    recipe = _quick(recipe) if options.quick else recipe
+    recipe = _quick(recipe, options) if options.quick else recipe
     out = options.folder(f"runs/demo-{Path(recipe.model).name}")
     pipe = recipe.pipeline()
     drawing = recipe.drawing_of(pipe)
@@ -196,8 +197,9 @@ def _seed(recipe: Recipe, options: Options) -> int:
     return recipe.seed if options.seed is None else options.seed
 
 
-def _quick(recipe: Recipe) -> Recipe:
-    kept = {"shown": 4, "quiet": recipe.prompts.quiet}  # with fewer prompts nothing would vouch for the gates
+def _quick(recipe: Recipe, options: Options) -> Recipe:
     counts = {name: max(1, count // QUICK) for name, count in dataclasses.asdict(recipe.prompts).items()}
-    sae = dataclasses.replace(recipe.sae, steps=min(recipe.sae.steps, QUICK_STEPS))
-    return dataclasses.replace(recipe, prompts=dataclasses.replace(recipe.prompts, **counts | kept), sae=sae)
+    del counts["quiet"]  # with fewer prompts nothing would vouch for the gates
+    prompts = lowered(recipe.prompts, counts | {"shown": 4}, options, "prompts.")
+    sae = lowered(recipe.sae, {"steps": QUICK_STEPS}, options, "sae.")
+    return dataclasses.replace(recipe, prompts=prompts, sae=sae)

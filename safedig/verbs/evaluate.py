@@ -27,6 +27,7 @@ from safedig.storage import write_atomically
 from safedig.verbs import Options
 from safedig.verbs.evaluate_figures import write_figures
 from safedig.verbs.judges import jury_of
+from safedig.verbs.quick import lowered
 
 QUICK = {"pairs": 48, "stand_ins": 48, "tried": 48}
 
@@ -37,7 +38,7 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     bank, methods = bank_of(options.prompts, options.seed), methods_of(wishes)
     targets, looks = targets_of(wishes, options, bank), jury_of(recipe, options)
     out = options.folder(f"runs/evaluate-{Path(recipe.model).name}")
-    sizes = dataclasses.replace(wishes.sizes, **QUICK) if options.quick else wishes.sizes
+    sizes = lowered(wishes.sizes, QUICK, options, "evaluate.sizes.") if options.quick else wishes.sizes
     pipe = recipe.pipeline()
     held = {}
     for target in targets:

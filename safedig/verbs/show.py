@@ -19,7 +19,7 @@ from safedig.prompts import KINDS, as_rows, load_prompts
 from safedig.recipes import Recipe
 from safedig.sites import places, transformer
 from safedig.storage import write_atomically
-from safedig.verbs import Options, dose, sites_table
+from safedig.verbs import VERBS, Options, dose, sites_table
 
 Row = dict[str, Any]
 BATCH, PER_KIND, QUICK = 16, 200, 32  # images, prompts, prompts or renders
@@ -72,8 +72,8 @@ def _check_flags(options: Options) -> None:
     if options.feature is not None and options.sae is None:
         raise UsageError(f"--feature {options.feature}: give the autoencoder that it is of, --sae FOLDER.")
     shown = next((name for name in READS if getattr(options, name)), "")
-    given = [name for name, value in vars(options).items() if value not in (None, False) and name != shown]
-    if idle := [name for name in given if name not in READS.get(shown, ())]:
+    given = [name for name in VERBS["show"].flags if getattr(options, name) not in (None, False)]
+    if idle := [name for name in given if name not in (shown, *READS.get(shown, ()))]:
         way = f" --{shown}" if shown else ""
         instead = ", or add --quality" if shown in ("", "out") else ""
         raise UsageError(f"--{idle[0]} has no say in `safedig show{way}`: leave it out{instead}.")
