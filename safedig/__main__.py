@@ -92,8 +92,18 @@ def _options(name: str, given: argparse.Namespace, prompt: str | None) -> Option
     if given.prompts is not None and not given.prompts.is_file():
         raise UsageError(f"--prompts {given.prompts}: there is no such file; give a CSV, JSONL or Parquet file.")
     if given.out is not None:
-        check_writable(given.out, "--out")
+        flags |= _place(name, given.out)
     return Options(**flags, prompt=prompt)
+
+
+def _place(name: str, out: str) -> dict[str, Any]:
+    """What --out names: a folder that can be written, or the store of a recording elsewhere."""
+    if "://" not in out:
+        check_writable(Path(out), "--out")
+        return {"out": Path(out)}
+    if not VERBS[name].stores:
+        raise UsageError(f"--out {out}: '{name}' writes to a folder of this machine alone; give one.")
+    return {"out": None, "store": out}
 
 
 def _check_prompt(prompt: str, verb: str) -> None:
@@ -128,7 +138,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="safedig", add_help=False, allow_abbrev=False)
     parser.add_argument("words", nargs="*")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out")
     parser.add_argument("--prompts", type=Path)
     parser.add_argument("--store")
     parser.add_argument("--bundle")

@@ -108,6 +108,31 @@ def test_without_a_file_the_tiny_worlds_training_prompts_are_drawn(given, capsys
     assert "8 images recorded in" in capsys.readouterr().out
 
 
+def test_out_may_be_any_address_and_nothing_is_written_beside_it(given, command, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command[command.index("--out") + 1] = f"memory://{tmp_path.name}/acts"
+    result = answer(capsys, *command)
+    assert result["store"] == f"memory:///{tmp_path.name}/acts/{result['identity']}"
+    assert open_store(f"memory://{tmp_path.name}/acts").store.images == result["images"] == len(ROWS)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["record", "--out", "nowhere://acts"], "'nowhere://acts' cannot be reached: Protocol not known: nowhere."),
+        (["adapt", "--store", "nowhere://acts"], "There is no recording of the source domain at 'nowhere://acts'"),
+        (["demo", "--out", "memory://demo"], "--out memory://demo: 'demo' writes to a folder of this machine alone"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_one_line(argv, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert __main__.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"safedig: {message}") and err.count("\n") == 1
+    assert not [*tmp_path.iterdir()]
+
+
 def test_only_the_first_process_answers(monkeypatch, capsys):
     monkeypatch.setattr(verb, "run", lambda recipe, options: {"model": recipe.model})
     for rank, lines in (("0", 3), ("1", 0)):

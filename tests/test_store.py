@@ -501,3 +501,17 @@ def test_the_manifest_says_what_was_recorded(whole):
     facts = json.loads((whole[0] / "manifest.json").read_text())["facts"]
     assert facts["sites"] == [str(site) for site in SITES] and facts["tokens"] == 5 and facts["batches"] == BATCHES
     assert facts["scheduler"]["class"] == "FlowMatchEulerDiscreteScheduler" and facts["dtype"] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("address", "why"), [("nowhere://acts", "Protocol not known: nowhere"), ("gone://acts", "Install gone to read it")]
+)
+def test_an_address_of_an_unknown_protocol_or_one_that_is_not_installed_says_what_to_do(monkeypatch, address, why):
+    from fsspec.registry import known_implementations
+
+    known = {"class": "gone.Files", "err": "Install gone to read it"}
+    monkeypatch.setitem(known_implementations, "gone", known)
+    for use in (Address, open_store):
+        with pytest.raises(StoreError, match=f"^'{address}' cannot be reached: {why}.*Give a folder, or an address"):
+            use(address)
+    assert not Address("memory://acts").local, "control: a protocol that is there"

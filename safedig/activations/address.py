@@ -28,7 +28,13 @@ class Address:
         if isinstance(address, Address):
             self._fs, root, self.local = address._fs, address.root, address.local
         else:
-            self._fs, root = url_to_fs(str(address))
+            try:
+                self._fs, root = url_to_fs(str(address))
+            except (ImportError, ValueError) as error:
+                raise StoreError(
+                    f"'{address}' cannot be reached: {error}. Give a folder, or an address of a protocol that fsspec "
+                    "knows, with its package installed."
+                ) from error
             self.local = isinstance(self._fs, LocalFileSystem)
         self.root = f"{root.rstrip('/')}/{below}".rstrip("/")
 

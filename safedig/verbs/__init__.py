@@ -53,6 +53,8 @@ class Verb:
     """Keys of the recipe's section of the verb's name that may be given without it: `target=fire`."""
     takes_prompt: bool = False
     """Whether the word behind the verb is a prompt, where no --prompts are given."""
+    stores: bool = False
+    """Whether --out may be any fsspec address."""
     reads: tuple[str, ...] = ()
     """The keys of a recipe that it reads, where they are so few that another one on the command line is a mistake."""
 
@@ -76,6 +78,7 @@ VERBS = {
         "safedig.verbs.record",
         "keep on disk what passes the recipe's sites; the same command continues, repairs, or finds it done",
         ("out", "prompts", "seed"),
+        stores=True,
     ),
     "route": Verb(
         "safedig.verbs.route",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from safedig.activations import processes
+from safedig.activations.address import Address
 from safedig.activations.forecast import amount
 from safedig.activations.record import record
 from safedig.activations.schedule import schedule
@@ -16,7 +17,8 @@ from safedig.verbs import Options
 
 def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     """Draw the recipe's training prompts, or those of a file, and keep of them what its [record] says."""
-    store = options.folder(f"runs/record-{Path(recipe.model).name}")
+    store = options.store or options.folder(f"runs/record-{Path(recipe.model).name}")
+    Address(store)  # one that cannot be reached is told before the model is loaded
     if recipe.device == "auto":
         recipe = dataclasses.replace(recipe, device=str(processes.device()))  # each process has its own
     pipe, kept = recipe.pipeline(), recipe.record or Recording()
