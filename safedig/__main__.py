@@ -1,4 +1,7 @@
-"""safedig VERB RECIPE [key=value …]: the command line. Results on stdout, everything else on stderr."""
+"""safedig VERB RECIPE [key=value …]: the command line. Results on stdout, everything else on stderr.
+
+What is heavy is imported within `main`, where an interruption is told in one line.
+"""
 
 import argparse
 import contextlib
@@ -15,8 +18,7 @@ from . import __version__
 from .config import UsageError, did_you_mean, keys_of
 from .exit_codes import exit_code
 from .prompts import LARGEST_SEED
-from .storage import check_writable
-from .verbs import VERBS, Options
+from .verbs import VERBS, Options, Verb
 
 DEFAULT_RECIPE = "tiny-flux"
 USAGE = (
@@ -34,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Exit code 0 is success; 2, the caller's mistake, and 130, an interruption, with one line."""
     for library in ("DIFFUSERS", "TRANSFORMERS"):  # notes on packages that are missing, before any of our own lines
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    return exit_code(lambda: _run(sys.argv[1:] if argv is None else list(argv)), "safedig")
+    words = sys.argv[1:] if argv is None else list(argv)
+    again = next((VERBS[word].again for word in words if word in VERBS), Verb.again)
+    return exit_code(lambda: _run(words), "safedig", again)
 
 
 def _run(argv: list[str]) -> None:
@@ -98,6 +102,8 @@ def _options(name: str, given: argparse.Namespace, prompt: str | None) -> Option
 
 def _place(name: str, out: str) -> dict[str, Any]:
     """What --out names: a folder that can be written, or the store of a recording elsewhere."""
+    from .storage import check_writable
+
     if "://" not in out:
         check_writable(Path(out), "--out")
         return {"out": Path(out)}

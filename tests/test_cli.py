@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 
@@ -138,6 +139,31 @@ def test_an_interruption_is_one_line_and_130(called, capsys, monkeypatch):
     monkeypatch.setattr(demo, "run", run)
     assert main(["demo"]) == 130
     assert capsys.readouterr().err == "safedig: interrupted; the same command starts again.\n"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_the_same_command_does_after_an_interruption_is_what_its_verb_does(verb, capsys, monkeypatch):
+    def run(recipe, options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(import_module(VERBS[verb].module), "run", run)
+    assert main([verb, "a cup"] if VERBS[verb].takes_prompt else [verb]) == 130
+    resumes = verb in ("record", "train", "calibrate", "evaluate", "attack")
+    does = "goes on where it stopped" if resumes else "starts again"
+    assert capsys.readouterr().err == f"safedig: interrupted; the same command {does}.\n"
+
+
+def test_an_interruption_while_modules_are_imported_is_one_line_too(tmp_path):
+    """A torch that is interrupted at its import, in a process of its own."""
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
+    paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    for argv, code in ((["plan"], 130), (["--version"], 0)):  # control: without torch there is nothing to interrupt
+        command = [sys.executable, "-m", "safedig", *argv]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": paths}
+        )
+        assert done.returncode == code and "Traceback" not in done.stderr
+        assert done.stderr.startswith("safedig: interrupted") == (code == 130)
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["demo", "--help"]])

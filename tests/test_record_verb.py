@@ -94,7 +94,7 @@ def test_ctrl_c_leaves_a_store_that_the_same_command_completes(command, capsys, 
         patch.setattr(recording, "draw", interrupted)
         assert __main__.main(command) == 130
     out, err = capsys.readouterr()
-    assert out == "" and err.endswith("safedig: interrupted; the same command starts again.\n")
+    assert out == "" and err.endswith("safedig: interrupted; the same command goes on where it stopped.\n")
     assert len(list(tmp_path.rglob("*.safetensors"))) == 1
     assert answer(capsys, *command)["shards"] == 2 and verify(tmp_path / "acts") == {}
 

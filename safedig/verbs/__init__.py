@@ -53,12 +53,15 @@ class Verb:
     """Keys of the recipe's section of the verb's name that may be given without it: `target=fire`."""
     takes_prompt: bool = False
     """Whether the word behind the verb is a prompt, where no --prompts are given."""
+    again: str = "starts again"
+    """What the same command does after an interruption."""
     stores: bool = False
     """Whether --out may be any fsspec address."""
     reads: tuple[str, ...] = ()
     """The keys of a recipe that it reads, where they are so few that another one on the command line is a mistake."""
 
 
+_RESUMES = "goes on where it stopped"
 _DRAWING = ("model", "seed", "dtype", "device", "offload", "drawing")  # keys: a bundle says all else
 
 VERBS = {
@@ -78,6 +81,7 @@ VERBS = {
         "safedig.verbs.record",
         "keep on disk what passes the recipe's sites; the same command continues, repairs, or finds it done",
         ("out", "prompts", "seed"),
+        again=_RESUMES,
         stores=True,
     ),
     "route": Verb(
@@ -90,6 +94,7 @@ VERBS = {
         "safedig.verbs.train",
         "autoencoders for the sites of a recording, measured on held-out prompts; the same command goes on with it",
         ("store", "out"),
+        again=_RESUMES,
     ),
     "adapt": Verb(
         "safedig.verbs.adapt",
@@ -102,6 +107,7 @@ VERBS = {
         "its front, and the best of it as a bundle; the same command goes on with it",
         ("out", "prompts", "seed", "quick"),
         short=("edits", "doses", "sigmas", "epsilons", "budget"),
+        again=_RESUMES,
     ),
     "generate": Verb(
         "safedig.verbs.generate",
@@ -122,12 +128,14 @@ VERBS = {
         "ours and its peers on the same prompts and seeds: how safe, how harmless to benign use, at what cost",
         ("out", "prompts", "seed", "quick"),
         short=("target", "methods", "strengths", "budget", "goal"),
+        again=_RESUMES,
     ),
     "attack": Verb(
         "safedig.verbs.attack",
         "what ours and its peers withstand: other words, seeds, gradients, an attacker who knows the gates; by budget",
         ("out", "prompts", "seed", "quick"),
         short=("target", "methods", "attacks", "prompts", "passes"),
+        again=_RESUMES,
     ),
     "plan": Verb(
         "safedig.verbs.plan",
