@@ -2,6 +2,7 @@
 
 import io
 import os
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -212,11 +213,13 @@ class _Page:
             self.text(left, top + number * LINE, line, size=size, **style)
 
     def broken(self, words: str, width: int, lines: int, size: int) -> list[str]:
+        """The lines, each measured word by word from its start, so that the length of all the text does not count."""
         broken, rest = [], words.split()
         while rest and len(broken) < lines:
-            last = len(broken) == lines - 1
-            taken = len(rest)
-            while taken > 1 and self.measure(self._line(rest, taken, last), size) > width:
+            last, taken = len(broken) == lines - 1, 1
+            while taken < len(rest) and self.measure(" ".join(rest[: taken + 1]), size) <= width:
+                taken += 1
+            while taken > 1 and self.measure(self._line(rest, taken, last), size) > width:  # … needs room as well
                 taken -= 1
             broken.append(self._cut(self._line(rest, taken, last), width, size))
             rest = rest[taken:]
@@ -231,7 +234,9 @@ class _Page:
         return " ".join(words[:taken]) + (" …" if last and taken < len(words) else "")
 
     def _cut(self, line: str, width: int, size: int) -> str:
-        """A single word wider than the column loses its end."""
-        while len(line) > 1 and self.measure(line, size) > width:
-            line = line.rstrip(" …")[:-1] + "…"
-        return line
+        """A single word wider than the column loses its end; where that is, is found by halves."""
+        if len(line) <= 1 or self.measure(line, size) <= width:
+            return line
+        whole = line.rstrip(" …")
+        fitting = bisect_right(range(1, len(whole)), width, key=lambda kept: self.measure(whole[:kept] + "…", size))
+        return whole[:fitting] + "…"

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from safedig.figures import CHIPS, SCENE, Pair, comparison, counts, dose_response, gallery, save
+from safedig.figures import CHIPS, SCENE, TEXT, Pair, _Page, comparison, counts, dose_response, gallery, save
 from safedig.sites import Site
 from safedig.steering.dose import Doses
 
@@ -136,3 +136,23 @@ def test_a_dose_response_has_a_strip_for_each_prompt_and_a_column_for_each_stren
     assert len(scenes) == 6 and overlapping(texts + scenes) == [] and outside(figure, texts + scenes) == []
     words = [text for text, _ in texts]
     assert {"ablated", "as it is", "× 4"} <= {*words} and sum("code up to" in word for word in words) >= 1
+
+
+@pytest.mark.parametrize("words", ["a cup " * 8000, "cup" * 16000])
+def test_long_text_is_broken_without_measuring_it_over_and_over(words, monkeypatch):
+    page, measured = _Page(400, 400), []
+    measure = page.measure
+    monkeypatch.setattr(page, "measure", lambda text, size: measured.append(len(text)) or measure(text, size))
+    lines = page.broken(words, width=SCENE, lines=2, size=TEXT)
+    assert lines[-1].endswith("…") and all(measure(line, TEXT) <= SCENE for line in lines)
+    assert sum(measured) < 4 * len(words)
+
+
+def test_a_line_takes_as_many_words_as_fit_and_the_last_one_leaves_room_for_what_is_cut():
+    page = _Page(400, 400)
+    (first, second), width = page.broken(LONG, width=SCENE, lines=2, size=TEXT), SCENE
+    rest = LONG.removeprefix(first).split()
+    assert page.measure(f"{first} {rest[0]}", TEXT) > width >= page.measure(first, TEXT)
+    kept = second.removesuffix(" …").split()
+    assert kept == rest[: len(kept)] and page.measure(" ".join(rest[: len(kept) + 1]) + " …", TEXT) > width
+    assert page.broken("a cup", width=SCENE, lines=2, size=TEXT) == ["a cup"], "control: what fits is left alone"
