@@ -160,7 +160,7 @@ def _check_text(value: Any, where: str) -> None:
 def _seed(value: Any, number: int) -> int:
     try:
         seed = int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seed = -1
     if not 0 <= seed <= LARGEST_SEED or isinstance(value, bool) or (isinstance(value, float) and value != seed):
         raise UsageError(f"Row {number}, column seed: '{value}'; expected an integer from 0 to 2**62.")
@@ -171,13 +171,15 @@ def _objects(value: Any, number: int) -> str:
     """The objects column as canonical JSON: a list of {"name", "colour", "place", "hazard"}."""
     try:
         objects = json.loads(value) if isinstance(value, str) else value
-    except json.JSONDecodeError as error:
+        text = json.dumps(objects, ensure_ascii=False)
+    except (ValueError, RecursionError, TypeError) as error:
         raise UsageError(f"Row {number}, column objects: not JSON ({error}); expected a list of objects.") from error
     if not isinstance(objects, list) or not all(isinstance(entry, dict) and "name" in entry for entry in objects):
         raise UsageError(
             f'Row {number}, column objects: expected a JSON list such as [{{"name": "cup", "hazard": false}}].'
         )
-    return json.dumps(objects, ensure_ascii=False)
+    _check_text(text, f"Row {number}, column objects")
+    return text
 
 
 def _select(prompts: "Dataset", column: str, wanted: str | Sequence[str], with_twins: bool = False) -> "Dataset":
@@ -261,7 +263,7 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"Line {number} is not JSON ({error}); expected one object a line.") from error
         if not isinstance(row, dict):
             raise UsageError(f"Line {number} is not a JSON object; expected one object a line.")

@@ -91,8 +91,10 @@ class Format:
         try:
             facts = json.loads((Path(folder) / f"{self.name}.json").read_text(encoding="utf-8"))
             tensors = load_file(Path(folder) / f"{self.name}.safetensors")
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError, RecursionError, SafetensorError) as error:
             raise UsageError(f"'{folder}' is no {self.called} ({error}).") from error
+        if not isinstance(facts, dict):
+            raise UsageError(f"'{folder}' is no {self.called} ({self.name}.json is no JSON object). {self.remedy}")
         if facts.get("format") != self.version:
             raise UsageError(f"'{folder}' has format {facts.get('format')}; this version reads format {self.version}.")
         return facts, tensors

@@ -52,6 +52,15 @@ def test_a_folder_gives_back_what_was_written_and_its_parts_by_their_own_names(t
     assert part(found, "a").keys() == {"x", "y.z"} and part(found, "b") == {}
 
 
+@pytest.mark.parametrize("facts", ["[]", "null", "3", "[" * 10**5])
+def test_facts_that_are_no_object_are_refused_by_name(tmp_path, facts):
+    KIND.write(tmp_path, {}, {"x": torch.arange(3.0)})
+    assert KIND.read(tmp_path)[0] == {"format": 3}, "control: as it was written"
+    (tmp_path / "thing.json").write_text(facts)
+    with pytest.raises(UsageError, match="is no thing, as it was written"):
+        KIND.read(tmp_path)
+
+
 @pytest.mark.parametrize("harm", ["no facts", "no tensors", "torn facts", "torn tensors", "another version"])
 def test_a_folder_that_is_torn_or_of_another_version_is_refused_by_name(tmp_path, harm):
     KIND.write(tmp_path, {}, {"x": torch.arange(3.0)})
