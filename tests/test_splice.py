@@ -1,5 +1,8 @@
 """Loss recovered at the image: a perfect reconstruction loses nothing, and the model is left as it was."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -13,6 +16,7 @@ from safedig.sites import Site, d_in
 ROWS = [{"id": f"p{n}", "prompt": prompt, "seed": n} for n, prompt in enumerate(["a gun", "a red cup", "hats"])]
 DRAWING = {True: Drawing(2, 3.0, 32, 32, 12, true_cfg=True), False: Drawing(2, 3.0, 32, 32, 12)}
 IMAGE, TEXT = Site.parse("transformer_blocks.1.img.resid_post"), Site.parse("txt.embed")
+POOLED = Site.parse("pooled.embed")
 
 
 def drawing_of(pipe):
@@ -28,8 +32,20 @@ def perfect(width, shrink=1.0):
     )
 
 
+def constant(value):
+    """Gives the same for every activation."""
+    width = len(value)
+    encoder = ThresholdEncoder(torch.zeros(width, 2), torch.zeros(2), torch.zeros(2))
+    return SparseAutoencoder(encoder, Decoder(torch.zeros(2, width), value))
+
+
+def plain(pipe):
+    """Without guidance, so that every row is conditional."""
+    return replace(drawing_of(pipe), guidance=1.0, true_cfg=False)
+
+
 def recovered(pipe, site, sae, rows=ROWS, **options):
-    return loss_recovered(pipe, {site: sae}, rows, drawing=drawing_of(pipe), **options)[site]
+    return loss_recovered(pipe, {site: sae}, rows, **{"drawing": drawing_of(pipe)} | options)[site]
 
 
 @pytest.mark.parametrize("site", [TEXT, IMAGE], ids=str)
@@ -75,10 +91,40 @@ def test_what_is_compared_is_at_the_same_latents(pipe):
     assert found == pytest.approx(expected, rel=1e-3)
 
 
-def test_the_size_of_the_batches_does_not_matter(pipe):
-    sae = perfect(d_in(pipe, IMAGE), 0.5)
-    one, two = recovered(pipe, IMAGE, sae, batch_size=3), recovered(pipe, IMAGE, sae, batch_size=2)
-    assert one["velocity_error"] == pytest.approx(two["velocity_error"], rel=1e-4)
+@pytest.mark.parametrize("site", [POOLED, TEXT, IMAGE], ids=str)
+def test_the_size_of_the_batches_does_not_matter(pipe, site):
+    sae = perfect(d_in(pipe, site), 0.5)
+    whole, *parts = (recovered(pipe, site, sae, batch_size=size) for size in (3, 2, 1))
+    for part in parts:
+        assert part["velocity_error"] == pytest.approx(whole["velocity_error"], rel=1e-4)
+        assert part["recovered"] == pytest.approx(whole["recovered"], abs=1e-4)
+        assert [level["recovered"] for level in part["sigmas"].values()] == pytest.approx(
+            [level["recovered"] for level in whole["sigmas"].values()], abs=1e-4
+        )
+
+
+def test_what_is_recovered_is_over_the_mean_of_all_prompts_at_that_step_and_kind_of_row(pipe):
+    """An autoencoder that gives that mean recovers nothing; that of the first step does so in the first step alone."""
+    means = {}
+
+    def keep(x, context):
+        means.setdefault((context.step, context.rows[0]), x.mean((0, 1)))
+
+    with attach(pipe, {IMAGE: keep}):
+        list(draw(pipe, ROWS, drawing=plain(pipe), output_type="latent"))
+    first, second = (
+        recovered(pipe, IMAGE, constant(means[step, "cond"]), drawing=plain(pipe), batch_size=2)["sigmas"]
+        for step in (0, 1)
+    )
+    shares = [[level["recovered"] for level in sigmas.values()] for sigmas in (first, second)]
+    assert shares[0][0] == pytest.approx(0, abs=1e-4) and shares[1][1] == pytest.approx(0, abs=1e-4)
+    assert abs(shares[0][1]) > 1e-3 and abs(shares[1][0]) > 1e-3
+
+
+def test_of_one_prompt_that_is_its_own_mean_there_is_no_share(pipe):
+    """At a pooled site; at others the mean is over its tokens."""
+    found = {site: recovered(pipe, site, perfect(d_in(pipe, site), 0.5), ROWS[:1]) for site in (POOLED, TEXT)}
+    assert math.isnan(found[POOLED]["recovered"]) and not math.isnan(found[TEXT]["recovered"])
 
 
 def test_the_pipeline_is_left_as_it_was(pipe):

@@ -1,10 +1,11 @@
 """What an autoencoder leaves out, as the image sees it: the error of the velocity with its reconstruction spliced in.
 
 Every prompt is drawn three times side by side on the same latents: as it is, with the reconstruction at the site, and
-with the site's mean. The two that are edited follow the first, so that all three are compared at the same x_σ.
+with the site's mean. The two that are edited follow the first, so that all three are compared at the same x_σ. The mean
+is that of all prompts at that step, taken beforehand, for conditional and unconditional rows apart.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,7 @@ from .model import SparseAutoencoder
 
 VELOCITY = Site.parse("velocity")
 _VARIANTS = 3  # as it is, reconstructed, averaged away
+_NOTHING = 1e-12  # of ‖v‖²: what rounding in float32 alone makes of an error
 
 
 def loss_recovered(
@@ -36,22 +38,53 @@ def loss_recovered(
     batch_size: int = 8,
 ) -> dict[Site, dict[str, Any]]:
     """For each site alone: `velocity_error` = ‖v' − v‖² / ‖v‖², and `recovered`, the share of the error that replacing
-    the site by its mean would make and the reconstruction does not; 1 is perfect. Under `sigmas` for each σ.
+    the site by its mean over all prompts would make and the reconstruction does not; 1 is perfect, and of one prompt
+    that is its own mean there is no share. Under `sigmas` for each σ. The size of the batches does not matter.
 
-    Costs three drawings of each prompt a site. The pipeline is afterwards as it was.
+    Costs three drawings of each prompt a site, and one for all sites. The pipeline is afterwards as it was.
     """
     rows = [dict(row) for row in prompts]
     if not rows:
         raise UsageError("There are no prompts to draw: give at least one row with an id, a prompt and a seed.")
     _check(pipe, saes)
-    found = {}
+    drawing, found = drawing or Drawing.of(pipe), {}
+    parts = [rows[at : at + batch_size] for at in range(0, len(rows), batch_size)]
+    means = _means(pipe, saes, parts, drawing)
     for site, sae in saes.items():
-        splicing = _Splicing(pipe, site, sae)
-        parts = [rows[at : at + batch_size] for at in range(0, len(rows), batch_size)]
+        splicing = _Splicing(pipe, site, sae, means[site])
         for part in track(parts, f"Splicing in the SAE at {site}"):
-            splicing.draw(part, drawing or Drawing.of(pipe))
+            splicing.draw(part, drawing)
         found[site] = splicing.result()
     return found
+
+
+@dataclass
+class _Mean:
+    """Of what passes one site: at each step, of each kind of row, over all tokens of all images."""
+
+    sums: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+    counts: dict[tuple[int, str], int] = field(default_factory=dict)
+
+    def add(self, x: Float[Tensor, "batch token d"], context: Context) -> None:
+        for kind in dict.fromkeys(context.rows):
+            key, rows = (context.step, kind), x[[at for at, row in enumerate(context.rows) if row == kind]]
+            self.sums[key] = self.sums.get(key, 0) + rows.double().sum((0, 1)).cpu()
+            self.counts[key] = self.counts.get(key, 0) + rows.shape[0] * rows.shape[1]
+
+    def of(self, context: Context) -> Float[Tensor, "batch 1 d"]:
+        keys = [(context.step, kind) for kind in context.rows]
+        return torch.stack([self.sums[key] / self.counts[key] for key in keys])[:, None]
+
+
+def _means(
+    pipe: Any, sites: Iterable[Site], parts: Sequence[list[dict[str, Any]]], drawing: Drawing
+) -> dict[Site, _Mean]:
+    """One pass over the images as they are, for all sites."""
+    means = {site: _Mean() for site in sites}
+    for part in track(parts, "Averaging what passes the sites"):
+        with attach(pipe, {site: mean.add for site, mean in means.items()}):
+            list(draw(pipe, part, drawing=drawing, batch_size=len(part), output_type="latent"))
+    return means
 
 
 @dataclass
@@ -59,6 +92,7 @@ class _Splicing:
     pipe: Any
     site: Site
     sae: SparseAutoencoder
+    mean: _Mean
     errors: dict[float, Tensor] = field(default_factory=dict)
     """At each σ the sums of ‖v‖², ‖v' − v‖² of the reconstruction, and of the mean."""
     images: int = 0
@@ -79,7 +113,7 @@ class _Splicing:
         if self.sae.decoder.W_dec.device != x.device:
             self.sae = self.sae.to(x.device)
         made = self.sae.decode(self.sae.encode(x)).to(x)
-        mean = x[variant == 0].mean((0, 1)).expand_as(x)
+        mean = self.mean.of(context).to(x).expand_as(x)
         kinds = rearrange(variant, "batch -> batch 1 1")
         return torch.where(kinds == 1, made, torch.where(kinds == 2, mean, x))
 
@@ -111,7 +145,7 @@ def _shares(sums: Float[Tensor, " variants"]) -> dict[str, float]:
     exact, made, mean = sums.tolist()
     return {
         "velocity_error": made / exact if exact else float("nan"),
-        "recovered": 1 - made / mean if mean else float("nan"),
+        "recovered": 1 - made / mean if mean > _NOTHING * exact else float("nan"),
     }
 
 
