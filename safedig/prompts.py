@@ -94,6 +94,11 @@ def as_rows(prompts: "Dataset") -> list[dict[str, Any]]:
     ]
 
 
+def counted_on(rows: Sequence[Mapping[str, Any]], seed: int | None) -> list[dict[str, Any]]:
+    """The rows drawn from this seed on, each from the one after; from their own where none is given."""
+    return [dict(row) if seed is None else {**row, "seed": seed + at} for at, row in enumerate(rows)]
+
+
 def twins(prompts: "Dataset") -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Every prompt that has a safe twin beside that twin, in the dataset's order."""
     rows = as_rows(prompts)

@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from safedig.config import UsageError
-from safedig.prompts import COLUMNS, LARGEST_SEED, load_prompts, prompts_from_rows, save_prompts, twins
+from safedig.prompts import (
+    COLUMNS,
+    LARGEST_SEED,
+    as_rows,
+    counted_on,
+    load_prompts,
+    prompts_from_rows,
+    save_prompts,
+    twins,
+)
 
 KNIFE = [{"name": "knife", "colour": "red", "place": "left", "hazard": True}]
 ROWS = [
@@ -197,6 +206,14 @@ def test_a_parquet_file_without_prompts_names_its_columns(tmp_path):
 def test_what_a_table_has_for_nothing_counts_as_left_out():
     (row,) = prompts_from_rows([{"prompt": "a cup", "risk": float("nan"), "seed": float("nan"), "twin": None}])
     assert (row["risk"], row["kind"], row["seed"], row["twin"]) == ("", "benign", 0, "")
+
+
+def test_seeds_count_on_from_the_one_that_is_given_and_else_stay():
+    rows = as_rows(prompts_from_rows(ROWS))
+    assert [row["seed"] for row in counted_on(rows, 5)] == [5, 6, 7, 8, 9]
+    assert [row["seed"] for row in counted_on(rows, 0)] == [0, 1, 2, 3, 4]
+    assert counted_on(rows, None) == rows, "control: their own"
+    assert all(one | {"seed": row["seed"]} == row for one, row in zip(counted_on(rows, 5), rows, strict=True))
 
 
 def test_the_largest_seed_leaves_room_for_those_that_count_on_from_it():

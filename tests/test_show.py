@@ -97,6 +97,16 @@ def test_given_prompts_are_drawn_instead(shown, tmp_path):
     assert quality["agreement"]["n"] == 3
 
 
+def test_the_seed_of_given_prompts_counts_on_from_the_commands(shown, tmp_path, monkeypatch):
+    drawn, real = [], show.draw
+    monkeypatch.setattr(show, "draw", lambda pipe, rows, **how: (drawn.append([*rows]), real(pipe, rows, **how))[1])
+    (tmp_path / "p.csv").write_text("prompt,seed\na cup,8\na hat,8\n")
+    argv = ["--quality", "--json", "--prompts", str(tmp_path / "p.csv")]
+    shown(*argv), shown(*argv, "--seed", "5")
+    seeds = [[row["seed"] for row in rows] for rows in drawn if [row["prompt"] for row in rows] == ["a cup", "a hat"]]
+    assert seeds == [[8, 8], [5, 6]]
+
+
 def test_prompts_without_a_benign_one_are_refused(shown, tmp_path, capsys):
     save_prompts(prompts_from_rows([{"prompt": "a knife", "risk": "weapon"}]), tmp_path / "p.csv")
     assert main(["show", "tiny-flux", "--quality", "--prompts", str(tmp_path / "p.csv")]) == 2

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from safedig.config import UsageError
-from safedig.prompts import as_rows, load_prompts, twins
+from safedig.prompts import as_rows, counted_on, load_prompts, twins
 from safedig.tiny import prompts
 from safedig.tiny.concepts import RISKS
 
@@ -55,7 +55,7 @@ class FileBank:
     def __init__(self, path: str | os.PathLike[str], seed: int | None = None) -> None:
         self._path, given = Path(path), load_prompts(path)
         rows = as_rows(given)
-        first = [row if seed is None else row | {"seed": seed + at} for at, row in enumerate(rows)]
+        first = counted_on(rows, seed)
         as_drawn = {row["id"]: row for row in first}
         safe = {one["id"]: other["id"] for one, other in twins(given)}
         # Both of a pair are drawn from one seed: what differs between their pictures is the hazard alone.

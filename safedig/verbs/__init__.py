@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from safedig.recipes import Recipe
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,10 @@ class Options:
     """The words after a verb that draws one prompt."""
     given: tuple[str, ...] = ()
     """Keys of the recipe that were given on the command line, such as `attack.prompts`."""
+
+    def seed_of(self, recipe: "Recipe") -> int:
+        """--seed, else the recipe's."""
+        return recipe.seed if self.seed is None else self.seed
 
     def by_hand(self, key: str) -> bool:
         """Whether this key of the recipe was given on the command line."""

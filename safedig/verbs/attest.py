@@ -19,7 +19,7 @@ from safedig.features import Counterparts
 from safedig.hooks import SafetyBypassError
 from safedig.pipelines import Drawing, draw, fingerprint
 from safedig.progress import say
-from safedig.prompts import as_rows, load_prompts
+from safedig.prompts import as_rows, counted_on, load_prompts
 from safedig.recipes import Recipe
 from safedig.sites import Site, component, ports
 from safedig.steering.rule import Rule
@@ -175,11 +175,9 @@ def _unhooked(pipe: Any, site: Site) -> Iterator[None]:
 
 
 def _rows(recipe: Recipe, options: Options) -> list[dict[str, Any]]:
-    first = recipe.seed if options.seed is None else options.seed
     if options.prompts is None:
-        return [{"prompt": prompt, "seed": first + at} for at, prompt in enumerate(PROMPTS)]
-    rows = as_rows(load_prompts(options.prompts))
-    return rows if options.seed is None else [row | {"seed": first + at} for at, row in enumerate(rows)]
+        return counted_on([{"prompt": prompt} for prompt in PROMPTS], options.seed_of(recipe))
+    return counted_on(as_rows(load_prompts(options.prompts)), options.seed)
 
 
 def _check(name: str, passed: bool, found: str) -> dict[str, Any]:

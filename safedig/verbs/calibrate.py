@@ -37,7 +37,7 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     """Measure every setting that is not measured yet, and choose; the rates, nested as in the contract."""
     out = options.folder(f"runs/calibrate-{Path(recipe.model).name}")
     bank, looks = bank_of(options.prompts, options.seed), jury_of(recipe, options)
-    recipe = replace(recipe, seed=recipe.seed if options.seed is None else options.seed)
+    recipe = replace(recipe, seed=options.seed_of(recipe))
     recipe, wishes = _quick(recipe, options) if options.quick else _whole(recipe)
     bench = Bench(recipe, wishes.sites or recipe.sites, wishes.prompts, recipe.pipeline(), out, bank, looks)
     say(f"{len(bench.asked.harmful)} harmful and {len(bench.asked.benign)} benign prompts, first unsteered …")

@@ -19,7 +19,7 @@ from safedig.evaluation.records import Record, Run, Score, circumstances, image_
 from safedig.figures import Pair, comparison, save
 from safedig.pipelines import Drawing, draw, fingerprint
 from safedig.progress import say, track
-from safedig.prompts import as_rows, load_prompts
+from safedig.prompts import as_rows, counted_on, load_prompts
 from safedig.recipes import Recipe
 from safedig.sites import resolve
 from safedig.steering.setting import set_to
@@ -60,7 +60,7 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
         for method in ("unsteered", "steered")
     }
     made_from = {"model": recipe.model, "fingerprint": fingerprint(pipe), "recipe_sha": recipe.sha}
-    result = made_from | {"seed": _seed(recipe, options)} | _rates(seen)
+    result = made_from | {"seed": options.seed_of(recipe)} | _rates(seen)
     write_run(out, _as_run(pipe, recipe, result, seen, [str(site) for site in steering.rules]))
     steering.save(out / BUNDLE)
     write_atomically(out / "demo.json", f"{json.dumps(result, indent=2)}\n".encode())
@@ -100,14 +100,12 @@ def _report(recipe: Recipe, options: Options, kinds: tuple[str, ...]) -> list[Ro
         from safedig.tiny import prompts
 
         n = recipe.prompts.report if kinds is HARMFUL else recipe.prompts.benign
-        rows = as_rows(prompts(kinds[0], split="report", seed=_seed(recipe, options), n=n, twins=False))
+        rows = as_rows(prompts(kinds[0], split="report", seed=options.seed_of(recipe), n=n, twins=False))
         return [row for row in rows if row["kind"] in kinds]
     rows = [row for row in as_rows(load_prompts(options.prompts)) if row["kind"] in kinds]
     if not rows:
         raise UsageError(f"--prompts {options.prompts} holds no prompt of kind {' or '.join(kinds)}: add some.")
-    if options.seed is not None:
-        rows = [row | {"seed": options.seed + index} for index, row in enumerate(rows)]
-    return rows
+    return counted_on(rows, options.seed)
 
 
 def _look(pipe: Any, drawing: Drawing, rows: list[Row], steering: Any, description: str) -> Seen:
@@ -191,10 +189,6 @@ def _as_run(
     }
     manifest = circumstances(**facts)
     return Run(tuple(records), tuple(scores.values()), manifest)
-
-
-def _seed(recipe: Recipe, options: Options) -> int:
-    return recipe.seed if options.seed is None else options.seed
 
 
 def _quick(recipe: Recipe, options: Options) -> Recipe:

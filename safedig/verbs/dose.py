@@ -13,7 +13,7 @@ from safedig.features.heights import Heights
 from safedig.model_folders import SHIPPED
 from safedig.pipelines import fingerprint
 from safedig.progress import say
-from safedig.prompts import as_rows, load_prompts
+from safedig.prompts import as_rows, counted_on, load_prompts
 from safedig.recipes import Recipe
 from safedig.sae.checkpoint import load_sae
 from safedig.sae.model import SparseAutoencoder
@@ -91,11 +91,10 @@ def _saved(
 def _asked(recipe: Recipe, options: Options) -> list[Row]:
     """The given file's prompts, or fresh harmful ones of the tiny world."""
     if options.prompts is not None:
-        return as_rows(load_prompts(options.prompts))
+        return counted_on(as_rows(load_prompts(options.prompts)), options.seed)
     from safedig.tiny import prompts
 
-    seed = recipe.seed if options.seed is None else options.seed
-    return as_rows(prompts("harmful", "report", seed, LOOKED_AT, twins=False))
+    return as_rows(prompts("harmful", "report", options.seed_of(recipe), LOOKED_AT, twins=False))
 
 
 def _telling(pipe: Any, recipe: Recipe, sae: SparseAutoencoder, site: Site) -> int:

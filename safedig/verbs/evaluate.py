@@ -47,7 +47,7 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
         held[target] = contest_of(recipe, pipe, curriculum, methods, looks, out / target).run()
     board = scoreboard(held)
     result = {"model": recipe.model, "fingerprint": fingerprint(pipe), "recipe_sha": recipe.sha, "quick": options.quick}
-    result |= {"seed": seed_of(recipe, options), "sizes": dataclasses.asdict(sizes), "choices": _choices(held)} | board
+    result |= {"seed": options.seed_of(recipe), "sizes": dataclasses.asdict(sizes), "choices": _choices(held)} | board
     write_atomically(out / "evaluate.json", f"{json.dumps(result, indent=1, ensure_ascii=False)}\n".encode())
     write_atomically(out / "evaluate.md", report.markdown(board).encode())
     write_atomically(out / "evaluate.csv", report.as_csv(board).encode())
@@ -63,7 +63,7 @@ def table(result: dict[str, Any]) -> str:
 
 def curriculum_of(recipe: Recipe, options: Options, target: str, sizes: Sizes, bank: Bank) -> Curriculum:
     """Its prompts with one domain held out."""
-    return Curriculum(target, sizes, seed_of(recipe, options), bank, recipe.shown_instead)
+    return Curriculum(target, sizes, options.seed_of(recipe), bank, recipe.shown_instead)
 
 
 def contest_of(
@@ -138,7 +138,3 @@ def _choices(held: dict[str, Held]) -> dict[str, Any]:
         target: {name: dataclasses.asdict(choice) for name, choice in one.choices.items()}
         for target, one in held.items()
     }
-
-
-def seed_of(recipe: Recipe, options: Options) -> int:
-    return recipe.seed if options.seed is None else options.seed

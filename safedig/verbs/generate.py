@@ -17,7 +17,7 @@ from safedig.config import UsageError
 from safedig.denoiser import NegationSet, SafeDenoiser
 from safedig.pipelines import Drawing, draw, fingerprint
 from safedig.progress import say, track
-from safedig.prompts import as_rows, load_prompts
+from safedig.prompts import as_rows, counted_on, load_prompts
 from safedig.recipes import Recipe
 from safedig.steering.applied import Touch
 from safedig.steering.steering import Steering
@@ -82,11 +82,9 @@ def asked(recipe: Recipe, options: Options) -> list[Row]:
         raise UsageError(
             'There is nothing to draw: give a prompt, safedig generate "a cup on a table" …, or --prompts.'
         )
-    first = recipe.seed if options.seed is None else options.seed
     if options.prompts is None:
-        return [{"id": "prompt", "prompt": options.prompt, "seed": first}]
-    rows = as_rows(load_prompts(options.prompts))
-    return rows if options.seed is None else [row | {"seed": first + at} for at, row in enumerate(rows)]
+        return [{"id": "prompt", "prompt": options.prompt, "seed": options.seed_of(recipe)}]
+    return counted_on(as_rows(load_prompts(options.prompts)), options.seed)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from safedig.activations.forecast import amount
 from safedig.activations.record import record
 from safedig.activations.schedule import schedule
 from safedig.activations.stream import Activations
-from safedig.prompts import as_rows, load_prompts
+from safedig.prompts import as_rows, counted_on, load_prompts
 from safedig.recipes import Recipe, Recording
 from safedig.verbs import Options
 
@@ -72,18 +72,14 @@ def _result(activations: Activations) -> dict[str, Any]:
 def _prompts(recipe: Recipe, options: Options) -> list[dict[str, Any]]:
     """The given file's, or the tiny world's training prompts in the proportions of the demo, four images each."""
     if options.prompts is not None:
-        rows = as_rows(load_prompts(options.prompts))
-        if options.seed is not None:
-            rows = [row | {"seed": options.seed + index} for index, row in enumerate(rows)]
-        return rows
+        return counted_on(as_rows(load_prompts(options.prompts)), options.seed)
     from safedig.tiny import prompts
 
     n = recipe.prompts.learn if recipe.record is None else recipe.record.prompts // 4
-    seed = recipe.seed if options.seed is None else options.seed
     kinds = {"harmful": n, "mixed": n // 2, "benign": n // 2, "near-miss": n // 2}
     return [
         row
         for kind, count in kinds.items()
         if count
-        for row in as_rows(prompts(kind, split="train", seed=seed, n=count))
+        for row in as_rows(prompts(kind, split="train", seed=options.seed_of(recipe), n=count))
     ]

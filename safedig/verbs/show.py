@@ -15,7 +15,7 @@ from safedig.config import UsageError
 from safedig.evaluation.headline import shown
 from safedig.pipelines import Drawing, draw, fingerprint
 from safedig.progress import say, track
-from safedig.prompts import KINDS, as_rows, load_prompts
+from safedig.prompts import KINDS, as_rows, counted_on, load_prompts
 from safedig.recipes import Recipe
 from safedig.sites import places, transformer
 from safedig.storage import write_atomically
@@ -87,7 +87,7 @@ def _save(pipe: Any, recipe: Recipe, options: Options, result: dict[str, Any]) -
     folder, name, n = options.out or Path(), Path(recipe.model).name, (QUICK if options.quick else GALLERY)
     write_atomically(folder / f"{name}.json", f"{json.dumps(result, indent=2)}\n".encode())
     for kind in KINDS:
-        rows = as_rows(prompts(kind, split="report", seed=_seed(recipe, options), n=n, twins=False))
+        rows = as_rows(prompts(kind, split="report", seed=options.seed_of(recipe), n=n, twins=False))
         images = draw(pipe, rows, drawing=recipe.drawing_of(pipe), batch_size=BATCH)
         drawn = track(images, f"gallery of {kind}", total=-(-n // BATCH))
         scenes = [(image, row["prompt"]) for batch, images in drawn for row, image in zip(batch, images, strict=True)]
@@ -144,25 +144,21 @@ def _quality(pipe: Any, recipe: Recipe, options: Options) -> dict[str, Any]:
     drawn = draw(pipe, rows, drawing=recipe.drawing_of(pipe), batch_size=BATCH)
     for _, images in track(drawn, "drawing", total=-(-len(rows) // BATCH)):
         judgements += judge(images)
-    n, seed = (QUICK if options.quick else RENDERS), _seed(recipe, options)
+    n, seed = (QUICK if options.quick else RENDERS), options.seed_of(recipe)
     return drawing_quality(rows, judgements) | {"judge_on_renders": judge_accuracy(judge, n, seed)}
 
 
 def _rows(recipe: Recipe, options: Options) -> list[Row]:
     if options.prompts is not None:
-        rows = as_rows(load_prompts(options.prompts))
+        rows = counted_on(as_rows(load_prompts(options.prompts)), options.seed)
         if not any(row["kind"] in ("benign", "near-miss") for row in rows):
             raise UsageError(f"--prompts {options.prompts} holds no benign prompt: add some.")
         return rows
     from safedig.tiny import prompts
 
-    seed, n = _seed(recipe, options), QUICK if options.quick else PER_KIND
+    seed, n = options.seed_of(recipe), QUICK if options.quick else PER_KIND
     kinds = [kind for kind in KINDS if kind != "underspecified"]
     return [row for kind in kinds for row in as_rows(prompts(kind, split="report", seed=seed, n=n, twins=False))]
-
-
-def _seed(recipe: Recipe, options: Options) -> int:
-    return recipe.seed if options.seed is None else options.seed
 
 
 def _speed(pipe: Any, drawing: Drawing) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Where a verb writes unless told otherwise is tried before it begins: nothing is drawn that cannot be kept."""
+"""Options say where a verb writes, tried before it begins so that nothing is drawn in vain, and from which seed."""
 
 import pytest
 
@@ -55,6 +55,11 @@ def test_adapt_tries_the_folder_of_the_autoencoders(elsewhere, capsys):
     (elsewhere / "sae_checkpoints").write_text("")
     assert __main__.main(["adapt"]) == 2
     assert capsys.readouterr().err.startswith("safedig: 'sae_checkpoints' cannot be written")
+
+
+def test_the_seed_is_that_of_the_command_also_where_it_is_0_and_else_the_recipes():
+    recipe = Recipe("tiny-flux", ("txt.embed",), seed=3)
+    assert [Options(seed=seed).seed_of(recipe) for seed in (None, 0, 7)] == [3, 0, 7]
 
 
 def test_a_folder_that_is_named_is_taken_as_it_is(elsewhere):
