@@ -75,7 +75,7 @@ def _weighed(sae: SparseAutoencoder, activations: Activations, wanted: Weighing)
         z = read(one.x)
         peaks.add(one.image, one.risk, z, (z[:, kept] @ weights).amax().item())
     harmful, peak = peaks.harmful(), peaks.highest()
-    missed = peaks.missed() if wanted.pair_ridge else ~harmful & harmful
+    missed = peaks.missed() if wanted.pair_ridge else torch.zeros_like(harmful)
     met = members(peak, missed, harmful)
     index = torch.cat([kept, met[~torch.isin(met, kept)]])
     dose = Dose.of(torch.cat([weights, weights.new_zeros(len(index) - len(kept))]))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from safedig.config import UsageError
 from safedig.denoiser import NegationSet, SafeDenoiser
+from safedig.denoiser.applied import Told
 from safedig.pipelines import Drawing, draw, fingerprint
 from safedig.progress import say, track
 from safedig.prompts import as_rows, counted_on, load_prompts
@@ -94,15 +95,13 @@ class _Acting:
     steering: Steering | None
     denoiser: SafeDenoiser | None
 
-    def told(self, at: int) -> Row:
-        """What was done to one image of the last batch."""
-        audit = self.steering.audit if self.steering is not None else []
-        found: Row = {"sites": _told(audit[at] if at < len(audit) else [])}
+    def told(self, images: int) -> list[Row]:
+        """What was done to each image of the last batch, which had so many."""
+        touches = self.steering.audit if self.steering is not None else []
+        found: list[Row] = [{"sites": _told(one)} for one in [*touches, *[[]] * images][:images]]
         if self.denoiser is not None:
-            moves = [one for one in (self.denoiser.audit[at : at + 1] or [[]])[0] if one.beta > 0]
-            largest = {"beta": max((one.beta for one in moves), default=0.0)}
-            largest["moved"] = max((one.moved for one in moves), default=0.0)
-            found["denoiser"] = {"sigmas": [one.sigma for one in moves]} | largest
+            for one, moves in zip(found, [*self.denoiser.audit, *[[]] * images], strict=False):
+                one["denoiser"] = _moved([move for move in moves if move.beta > 0])
         return found
 
 
@@ -122,8 +121,14 @@ def _drawn(
                 stack.enter_context(one.apply(pipe))
         batches = draw(pipe, rows, drawing=drawing, batch_size=BATCH)
         for _, images in track(batches, "unsteered" if acting is None else "steered", total=-(-len(rows) // BATCH)):
-            for at, image in enumerate(images):
-                yield image, {} if acting is None else acting.told(at)
+            told: list[Row] = [{}] * len(images) if acting is None else acting.told(len(images))
+            yield from zip(images, told, strict=True)
+
+
+def _moved(moves: list[Told]) -> dict[str, Any]:
+    """The σ at which a safe denoiser moved the image, and by how much at most."""
+    largest = {name: max((getattr(one, name) for one in moves), default=0.0) for name in ("beta", "moved")}
+    return {"sigmas": [one.sigma for one in moves]} | largest
 
 
 def _told(touches: list[Touch]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from safedig.figures import save
 from safedig.model_folders import SHIPPED
 from safedig.pipelines import fingerprint, guided
 from safedig.progress import say
-from safedig.prompts import as_rows, load_prompts
+from safedig.prompts import as_rows, counted_on, load_prompts
 from safedig.recipes import Recipe, Recording, Routing
 from safedig.routing.causal import Effects, interchange
 from safedig.routing.contrast import concerned
@@ -44,6 +44,7 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     """Try the sites, record them, rank them, and write the ranking with its picture; {} if not the first process."""
     asked = recipe.route or Routing()
     scorer_of(asked.scorer)  # a wrong name is told before anything is drawn
+    out = options.folder("routing") / Path(recipe.model).name
     looks = jury_of(recipe, options) if recipe.model in SHIPPED or recipe.judge else None
     if recipe.device == "auto":
         recipe = dataclasses.replace(recipe, device=str(processes.device()))
@@ -78,14 +79,13 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     ranking = dataclasses.replace(
         ranking,
         model=recipe.model,
-        options=ranking.options | {"recipe_sha": recipe.routed_sha, "prompt_seed": _seed(recipe, options)},
+        options=ranking.options | {"recipe_sha": recipe.routed_sha, "prompt_seed": options.seed_of(recipe)},
     )
     name = f"{'+'.join(source) if asked.source else 'all'}--{target or 'any'}"
-    place = (options.out or Path("routing")) / Path(recipe.model).name
-    ranking.save(place / f"{name}.json")
-    picture = save(routing_map(ranking, [str(site) for site in there]), place / f"{name}.png")
+    ranking.save(out / f"{name}.json")
+    picture = save(routing_map(ranking, [str(site) for site in there]), out / f"{name}.png")
     say(f"Where harm is decodable and where it acts is shown in {picture}.")
-    return told(ranking, recipe, place / f"{name}.json", picture)
+    return told(ranking, recipe, out / f"{name}.json", picture)
 
 
 def _candidates(pipe: Any, asked: Routing, dead: bool) -> list[Site]:
@@ -133,16 +133,13 @@ def _paired(rows: list[Row]) -> bool:
 def _prompts(recipe: Recipe, options: Options, asked: Routing) -> list[Row]:
     """The given file's, or pairs of every domain of the tiny world that is wanted, and benign prompts."""
     if options.prompts is not None:
-        rows = as_rows(load_prompts(options.prompts))
-        if options.seed is not None:
-            rows = [row | {"seed": options.seed + index} for index, row in enumerate(rows)]
-        return rows
+        return counted_on(as_rows(load_prompts(options.prompts)), options.seed)
     from safedig.tiny import prompts
     from safedig.tiny.concepts import RISKS
 
     _known((*asked.sources, *([asked.target] if asked.target else [])), RISKS)
     wanted = [risk for risk in RISKS if not asked.source or risk in (*asked.sources, asked.target)]
-    pairs, seed = int(asked.prompts * _PAIRED / 2 / len(wanted)), _seed(recipe, options)
+    pairs, seed = int(asked.prompts * _PAIRED / 2 / len(wanted)), options.seed_of(recipe)
     plain = (asked.prompts - 2 * pairs * len(wanted)) // 2
     drawn = [prompts("harmful", "train", seed, pairs, risk=risk) for risk in wanted]
     drawn += [prompts(kind, "train", seed, plain) for kind in ("benign", "near-miss")]
@@ -181,7 +178,3 @@ def _same_model(pipe: Any, recipe: Recipe, activations: Activations) -> Activati
             "--store of a recording of this one, or none."
         )
     return activations
-
-
-def _seed(recipe: Recipe, options: Options) -> int:
-    return recipe.seed if options.seed is None else options.seed

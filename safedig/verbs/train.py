@@ -38,7 +38,7 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     pipe = _pipeline(recipe, activations)
     activations = activations.at(*_sites(recipe, activations, pipe))
     rest, aside = split(activations, asked.held_out, recipe.seed)
-    out, runs = options.out or Path("sae_checkpoints"), _runs(recipe.sae, asked)
+    out, runs = options.folder("sae_checkpoints"), _runs(recipe.sae, asked)
     place, folders = out / Path(recipe.model).name, _folders(out, recipe, activations, runs)
     unfinished = place / "unfinished"
     say(f"{len(rest.prompts)} images to train on, {len(aside.prompts)} held out; runs at each site: {len(runs)}")

@@ -4,8 +4,8 @@ Kim and Ghadiyaram (arXiv 2501.19066): an SAE of the text encoder's activations;
 
     s = λ · relu(W_enc T(c) + b_enc) · W_dec,    a' = a − s in the conditional rows, a + s in the unconditional ones,
 
-at all tokens, without the top-k. Here the mean of s over the tokens of c is added to each token, and the encoder is T5
-after its last block; the pooled vector of CLIP goes its own way. λ = 0 changes no bit.
+at all tokens, without the top-k. Here the mean of s over the tokens of c, padding included, is added to each token, and
+the encoder is T5 after its last block; the pooled vector of CLIP goes its own way. λ = 0 changes no bit.
 """
 
 from dataclasses import dataclass
