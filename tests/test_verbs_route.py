@@ -237,7 +237,7 @@ def test_what_it_costs_to_have_no_twins_is_what_the_proof_has_measured():
         (["target=wepon"], "There is no risk domain 'wepon' here. Did you mean 'weapon'?"),
         (["source=fires", "target=weapon"], "There is no risk domain 'fires' here. Did you mean 'fire'?"),
         (["source=fire", "target=fire"], "'fire' is the target and a source"),
-        (["route.budget=0"], "expected at least 2, 2, and a share above 0"),
+        (["route.budget=0"], "route.budget=0.0: expected a number above 0"),
         (["route.targett=fire"], "Did you mean 'route.target'?"),
         (["target=fire", "route.scorer=probe"], "There is no scorer 'probe'"),
     ],
