@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -61,9 +61,9 @@ def _answer(argv: list[str]) -> str | None:
     options = _options(name, given, prompt)
     from .recipes import load
 
+    _check_read(name, overrides)
     settings = load(recipe, overrides)
     _check_seed(settings.seed, "seed=")
-    _check_read(name, overrides)
     verb = import_module(VERBS[name].module)
     with contextlib.redirect_stdout(sys.stderr):
         given_keys = tuple(key for one in overrides for key in keys_of(one))
@@ -129,10 +129,13 @@ def _check_seed(seed: int, given_as: str) -> None:
 
 
 def _check_read(name: str, overrides: Sequence[str]) -> None:
-    """A key that the verb does not read must not look as if it did something."""
+    """A key that the verb does not read must not look as if it did something; what is no key, the recipe tells."""
+    from .recipes import Recipe
+
     reads = VERBS[name].reads
+    unread = {one.name for one in fields(Recipe)} - set(reads) if reads else set()
     for key in (key.partition(".")[0] for one in overrides for key in keys_of(one)):
-        if reads and key not in reads:
+        if key in unread:
             raise UsageError(f"'{name}' does not read '{key}': of a recipe it reads {', '.join(reads)}; leave it out.")
 
 

@@ -10,7 +10,7 @@ from safedig.config import UsageError, from_toml, to_toml
 from safedig.pipelines import Drawing
 from safedig.recipes import Recipe, Recording, load, names
 from safedig.steering.conformal import least
-from safedig.verbs import demo
+from safedig.verbs import Options, demo
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 SCHEDULE = [1.0, 0.936, 0.83, 0.703, 0.463, 0.105]
@@ -113,7 +113,9 @@ def test_drawing_is_laid_over_what_the_model_says(tiny_random_sd3):
 
 
 @pytest.mark.parametrize("name", names())
-@pytest.mark.parametrize("cut", [lambda recipe: recipe, demo._quick], ids=["whole", "quick"])
+@pytest.mark.parametrize(
+    "cut", [lambda recipe: recipe, lambda recipe: demo._quick(recipe, Options(quick=True))], ids=["whole", "quick"]
+)
 def test_there_are_prompts_enough_to_vouch_for_the_gates(name, cut):
     """At each site what single tokens say may open one, and what pairs say."""
     recipe = cut(load(name))

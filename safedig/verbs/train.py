@@ -36,7 +36,7 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     asked, device = recipe.train or Training(), _device(recipe)
     activations = _recorded(recipe, options)
     pipe = _pipeline(recipe, activations)
-    activations = activations.at(*_sites(recipe, activations, pipe))
+    activations = activations.at(*_sites(recipe, pipe))
     rest, aside = split(activations, asked.held_out, recipe.seed)
     out, runs = options.folder("sae_checkpoints"), _runs(recipe.sae, asked)
     place, folders = out / Path(recipe.model).name, _folders(out, recipe, activations, runs)
@@ -98,15 +98,11 @@ def _recorded(recipe: Recipe, options: Options) -> Activations:
         ) from error
 
 
-def _sites(recipe: Recipe, activations: Activations, pipe: Any) -> list[Site]:
+def _sites(recipe: Recipe, pipe: Any) -> list[Site]:
     """Those that the recipe names. Where nothing tells what its patterns mean, they are names."""
     if pipe is None and model_folders.described(recipe.model) is None:
-        found = [Site.parse(name) for name in recipe.sites]
-    else:
-        found = resolve(skeleton(recipe.model) if pipe is None else pipe, recipe.sites)
-    if not found:
-        raise UsageError(f"sites=[] trains nothing: name some of {', '.join(map(str, activations.sites))}.")
-    return found
+        return [Site.parse(name) for name in recipe.sites]
+    return resolve(skeleton(recipe.model) if pipe is None else pipe, recipe.sites)
 
 
 def _runs(sae: SAEOptions, asked: Training) -> list[SAEOptions]:
