@@ -33,13 +33,13 @@ _SHOWN = ("fvu", "cosine", "l0", "dead")
 
 def run(recipe: Recipe, options: Options) -> dict[str, Any]:
     """Train what the recipe's [sae] and [train] say on the recorded store, measure it, and write the SAE folders."""
-    asked, device = recipe.train or Training(), _device(recipe)
+    out, asked, device = options.folder("sae_checkpoints"), recipe.train or Training(), _device(recipe)
     activations = _recorded(recipe, options)
     pipe = _pipeline(recipe, activations)
     activations = activations.at(*_sites(recipe, pipe))
     rest, aside = split(activations, asked.held_out, recipe.seed)
-    out, runs = options.folder("sae_checkpoints"), _runs(recipe.sae, asked)
-    place, folders = out / Path(recipe.model).name, _folders(out, recipe, activations, runs)
+    runs, place = _runs(recipe.sae, asked), out / Path(recipe.model).name
+    folders = _folders(out, recipe, activations, runs)
     unfinished = place / "unfinished"
     say(f"{len(rest.prompts)} images to train on, {len(aside.prompts)} held out; runs at each site: {len(runs)}")
     trained = train(rest, None, runs, held_out=aside, checkpoints=unfinished, keep_checkpoints=True, device=device)
