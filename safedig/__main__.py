@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from . import __version__
 from .config import UsageError, did_you_mean, keys_of
 from .exit_codes import exit_code
-from .prompts import LARGEST_SEED
+from .prompts import check_seed
 from .verbs import VERBS, Options, Verb
 
 DEFAULT_RECIPE = "tiny-flux"
@@ -58,16 +58,15 @@ def _answer(argv: list[str]) -> str | None:
         return _help()
     name, prompt, recipe, overrides = _words(given)
     overrides = [f"{name}.{one}" if one.partition("=")[0].strip() in VERBS[name].short else one for one in overrides]
-    options = _options(name, given, prompt)
+    keys = tuple(key for one in overrides for key in keys_of(one))
+    options = _options(name, given, prompt, keys)
     from .recipes import load
 
-    _check_read(name, overrides)
+    _check_read(name, keys)
     settings = load(recipe, overrides)
-    _check_seed(settings.seed, "seed=")
     verb = import_module(VERBS[name].module)
     with contextlib.redirect_stdout(sys.stderr):
-        given_keys = tuple(key for one in overrides for key in keys_of(one))
-        result: dict[str, Any] = verb.run(settings, replace(options, given=given_keys))
+        result: dict[str, Any] = verb.run(settings, options)
     if os.environ.get("RANK", "0") != "0":  # under `accelerate launch` the first process speaks for all
         return None
     return json.dumps(result, indent=2, ensure_ascii=False) if given.json else verb.table(result)
@@ -85,19 +84,19 @@ def _words(given: argparse.Namespace) -> tuple[str, str | None, str, list[str]]:
     return name, prompt, recipe, rest
 
 
-def _options(name: str, given: argparse.Namespace, prompt: str | None) -> Options:
+def _options(name: str, given: argparse.Namespace, prompt: str | None, keys: tuple[str, ...]) -> Options:
     """The verb's flags, checked before any work begins."""
     flags = {flag: getattr(given, flag) for flag in (*_VALUES, *_SWITCHES)}
     for flag, value in flags.items():
         if value not in (None, False) and flag not in VERBS[name].flags:
             takes = ", ".join(f"--{one}" for one in (*VERBS[name].flags, "json"))
             raise UsageError(f"'{name}' takes no --{flag}: it takes {takes}.")
-    _check_seed(given.seed or 0, "--seed ")
+    check_seed(given.seed or 0, "--seed ")
     if given.prompts is not None and not given.prompts.is_file():
         raise UsageError(f"--prompts {given.prompts}: there is no such file; give a CSV, JSONL or Parquet file.")
     if given.out is not None:
         flags |= _place(name, given.out)
-    return Options(**flags, prompt=prompt)
+    return Options(**flags, prompt=prompt, given=keys)
 
 
 def _place(name: str, out: str) -> dict[str, Any]:
@@ -123,18 +122,13 @@ def _check_prompt(prompt: str, verb: str) -> None:
         )
 
 
-def _check_seed(seed: int, given_as: str) -> None:
-    if not 0 <= seed <= LARGEST_SEED:
-        raise UsageError(f"{given_as}{seed}: expected an integer from 0 to 2**62.")
-
-
-def _check_read(name: str, overrides: Sequence[str]) -> None:
+def _check_read(name: str, keys: Sequence[str]) -> None:
     """A key that the verb does not read must not look as if it did something; what is no key, the recipe tells."""
     from .recipes import Recipe
 
     reads = VERBS[name].reads
     unread = {one.name for one in fields(Recipe)} - set(reads) if reads else set()
-    for key in (key.partition(".")[0] for one in overrides for key in keys_of(one)):
+    for key in (key.partition(".")[0] for key in keys):
         if key in unread:
             raise UsageError(f"'{name}' does not read '{key}': of a recipe it reads {', '.join(reads)}; leave it out.")
 

@@ -109,7 +109,7 @@ class _Watch:
     reads: Counter[str] = field(default_factory=Counter)
     read_prompts: set[str] = field(default_factory=set)
     """The text encoders that prompts have passed in this call, not negative ones alone."""
-    given: bool = False
+    embedded: bool = False
     """Whether the prompts being encoded came as embeddings."""
     known: list[tuple[Row, Tensor]] = field(default_factory=list)
     labels: list[tuple[Tensor, tuple[Row, ...]]] = field(default_factory=list)
@@ -136,7 +136,7 @@ class _Watch:
 
     def encoding(self, given: dict[str, Any]) -> None:
         """Prompts are about to be encoded: of those that came as embeddings only the negative ones are read."""
-        self.given = given.get("prompt_embeds") is not None
+        self.embedded = given.get("prompt_embeds") is not None
 
     def encoded(self, result: tuple[Any, ...]) -> None:
         """Keep the text embeddings, to know them again: FLUX is asked for one a call, others return the negative ones
@@ -188,7 +188,7 @@ class _Watch:
 
     def _read(self, name: str) -> Row:
         """What the encoder is reading. Every pipeline encodes the prompts before it encodes the negative ones."""
-        return "uncond" if self.known or self.given or self.reads[name] > 1 else "cond"
+        return "uncond" if self.known or self.embedded or self.reads[name] > 1 else "cond"
 
     def step(self) -> None:
         """The scheduler is about to use the model's output: everything due must have fired by now."""

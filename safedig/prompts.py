@@ -99,6 +99,12 @@ def counted_on(rows: Sequence[Mapping[str, Any]], seed: int | None) -> list[dict
     return [dict(row) if seed is None else {**row, "seed": seed + at} for at, row in enumerate(rows)]
 
 
+def check_seed(seed: int, given_as: str) -> None:
+    """A `UsageError` where nothing could be drawn from it, or from those that are counted on from it."""
+    if not 0 <= seed <= LARGEST_SEED:
+        raise UsageError(f"{given_as}{seed}: expected an integer from 0 to 2**62.")
+
+
 def twins(prompts: "Dataset") -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Every prompt that has a safe twin beside that twin, in the dataset's order."""
     rows = as_rows(prompts)

@@ -75,7 +75,7 @@ def test_without_json_a_table_is_printed(called, capsys):
         (["demo", "--seed", str(2**64)], f"--seed {2**64}: expected an integer from 0 to 2**62."),
         (["demo", "--seed", str(2**62 + 1)], f"--seed {2**62 + 1}: expected"),
         (["demo", f"seed={2**62 + 1}"], f"seed={2**62 + 1}: expected an integer from 0 to 2**62."),
-        (["demo", "seed=-1"], "seed=-1: expected a number from 0 on."),
+        (["demo", "seed=-1"], "seed=-1: expected an integer from 0 to 2**62."),
         (["demo", "--seed"], "Argument --seed: expected one argument"),
         (["demo", "--quality"], "'demo' takes no --quality: it takes --out, --prompts, --seed, --quick, --json."),
         (["demo", "--prompts", "gone.csv"], "--prompts gone.csv: there is no such file"),

@@ -80,6 +80,28 @@ def nearest(a, k):
     return (bank - others).norm(dim=1).argsort()[:k]
 
 
+# ---- the height that opens a gate
+
+
+def test_without_a_dose_the_gate_opens_where_the_harmful_codes_add_up_to_more_than_the_threshold():
+    """Not where one is high or many are up: of each token it is the sum that counts, and equal is not more."""
+    x = normal(2, 5, D_IN)
+    z = sae().encode(x)[..., M]
+    for threshold in z.sum(-1).flatten().tolist():
+        open_ = acted(rule(Repel(1.0), gate=threshold), x)[1]
+        torch.testing.assert_close(rule(Repel(1.0)).heights(x), z.sum(-1))
+        assert torch.equal(open_, rule(Repel(1.0)).heights(x) > threshold)
+    highest = z.amax(-1)
+    assert (z.sum(-1) > highest + 0.1).any(), "the control: some sums are of several codes"
+
+
+def test_without_harmful_features_no_gate_opens_at_nought():
+    none = Features(torch.zeros(0, dtype=torch.long), 0.0, torch.ones(0), torch.ones(0))
+    one = replace(rule(Repel(1.0), gate=0.0, found=none), gate=Gate(0.0, "image"))
+    assert not one.decided(normal(2, 5, D_IN), CONTEXT)[0].any()
+    assert rule(Repel(1.0), gate=-1.0, found=none).decided(normal(2, 5, D_IN), CONTEXT)[0].all(), "the control"
+
+
 # ---- Repel
 
 

@@ -129,7 +129,7 @@ def test_there_are_prompts_enough_to_vouch_for_the_gates(name, cut):
         ("prompts.shown=0", r"prompts\.shown=0"),
         ("sae.batch_size=-1", r"sae\.batch_size=-1"),
         ("sae.steps=0", r"sae\.steps=0"),
-        ("seed=-1", "seed=-1: expected a number from 0 on"),
+        ("seed=-1", "seed=-1: expected an integer from 0 to"),
         ("strength=-7", "strength=-7"),
         ("strength=inf", "strength=inf"),
         ("quantile=9", "quantile=9"),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -238,7 +239,7 @@ def test_only_the_first_process_removes_checkpoints_once_all_have_read_theirs(ra
         def wait(self):
             seen.append(len(list(tmp_path.rglob("state.json"))))
 
-    monkeypatch.setattr(train_module, "share_of_this_process", lambda: Told(rank, 2))
+    monkeypatch.setattr(train_module, "Share", SimpleNamespace(of_this_process=lambda: Told(rank, 2)))
     train(stream(), SITES, SHORT, checkpoints=tmp_path)
     assert seen == ([2, 0] if rank == 0 else [2, 2])
 

@@ -1,5 +1,6 @@
 """How many processes record together, and which of them this is. The door to `accelerate`."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +21,9 @@ class Share:
 
     @classmethod
     def of_this_process(cls) -> "Share":
+        """Its part of what `accelerate launch` has started; a process that is alone does not ask accelerate."""
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return cls(0, 1)
         state = _state()
         return cls(state.process_index, state.num_processes)
 

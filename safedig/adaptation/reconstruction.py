@@ -20,7 +20,7 @@ from .solve import FEWEST, HeldOut, Mixture, Solution, solve
 from .statistics import Statistics
 
 _MEASURED = 4096  # rows of a domain that are held in memory to measure on
-_FEWEST = 2  # rows that have a variance
+_HALF = 2  # rows at least, for one alone has no variance
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Domain:
 
     def _rows(self, half: int) -> Float[Tensor, "rows d_in"]:
         x = self._measured.rows()
-        return x[half::2] if self.held_out and len(x) >= 2 * _FEWEST else x
+        return x[half::2] if self.held_out and len(x) >= 2 * _HALF else x
 
     def check(self, name: str) -> None:
         """Before anything is solved: there must be rows, and hardly any that are no numbers."""

@@ -12,6 +12,7 @@ from safedig.config import UsageError, build, check_numbers, did_you_mean, from_
 from safedig.evaluation.curriculum import Sizes
 from safedig.evaluation.jury import Judging
 from safedig.pipelines import Drawing, Offload, load_pipeline
+from safedig.prompts import check_seed
 from safedig.recipes.calibrating import Calibrating
 from safedig.sae.options import SAEOptions
 from safedig.tiny.stand_ins import STAND_IN
@@ -216,7 +217,8 @@ class Recipe:
     judge: Judging | None = None  # of what calibrate, evaluate and attack draw; the tiny world's unless given
 
     def __post_init__(self) -> None:
-        check_numbers(self, "", ("seed", "strength"))
+        check_seed(self.seed, "seed=")
+        check_numbers(self, "", ("strength",))
         if not 0 < self.quantile < 1 or not self.sites:
             raise UsageError(
                 f"quantile={self.quantile:g}, sites={list(self.sites)}: expected a share between 0 and 1, and at least "

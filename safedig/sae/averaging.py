@@ -3,7 +3,6 @@
 With codes that are a row's own (TopK) the result is that of one process; BatchTopK picks its winners within each part.
 """
 
-import os
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ class Averaging:
     """What the processes do together around a step of sae-lens' trainer; a process that is alone does nothing."""
 
     def __init__(self, trainer: Any):
-        self.share_of = share_of_this_process()
+        self.share_of = Share.of_this_process()
         self.trainer = trainer
         self.parameters = [p for p in trainer.sae.parameters() if p.requires_grad]
         self._there = 0
@@ -49,9 +48,3 @@ class Averaging:
         with torch.no_grad():
             distributed.all_reduce(x if x.is_contiguous() else x.t())  # W_enc lies transposed; what is sent may not
             x /= self.share_of.world
-
-
-def share_of_this_process() -> Share:
-    """Its part of what `accelerate launch` started; a process that is alone does not ask accelerate."""
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return Share.of_this_process() if launched else Share(0, 1)

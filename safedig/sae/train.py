@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..activations.processes import Share
 from ..activations.record import Activations
 from ..config import UsageError
 from ..progress import say, track
 from ..sites import Site
 from . import rows
-from .averaging import share_of_this_process
 from .doctor import compared, diagnose
 from .fitting import Run
 from .metrics import measure, measure_by_sigma
@@ -119,7 +119,7 @@ def train_on(
 
 def _finish(checkpoints: str | PathLike[str], sites: Iterable[Site], keep: bool) -> None:
     """No process removes what another still reads, or finds what another is about to remove."""
-    share = share_of_this_process()
+    share = Share.of_this_process()
     share.wait()
     if share.first and not keep:
         remove_checkpoints(checkpoints, sites)
