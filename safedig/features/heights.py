@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -46,6 +47,5 @@ class Heights:
             of[image] = max(of.get(image, -math.inf), read(z).amax().item())
 
     def quantile(self, share: float) -> float:
-        """The lowest height that this share of the images does not exceed."""
-        heights = sorted(self.of.values())
-        return heights[math.ceil(share * (len(heights) - 1))]
+        """One of the heights, that this share of the images does not exceed."""
+        return float(np.quantile(list(self.of.values()), share, method="higher"))

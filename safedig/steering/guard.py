@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -155,8 +156,7 @@ def _reach(
 
 
 def _quantile(far: dict[Image, float], share: float) -> float:
-    lengths = sorted(far.values())
-    return lengths[math.ceil(share * (len(lengths) - 1))]
+    return float(np.quantile(list(far.values()), share, method="higher"))
 
 
 def _joined(parts: list[Ellipsoid]) -> Ellipsoid:
