@@ -1,6 +1,7 @@
 """safedig show MODEL --sites: where a model can be read and steered, how wide and how much it is; loads no weights."""
 
 from dataclasses import asdict
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ def tokens(pipe: Any, place: Place, drawing: Drawing) -> int:
     if site.component != "transformer":
         return getattr(model.config, "max_position_embeddings", drawing.max_sequence_length)
     if site.stream == "temb":
-        return len(_attribute(model, row.modulations)) if row.modulations else 1
+        return len(attrgetter(row.modulations)(model)) if row.modulations else 1
     image, text = _image(pipe, row, drawing), _text(pipe, row, drawing)
     if site.stream == "velocity":
         return image * _patch(pipe, row) ** 2 if row.pixels else image
@@ -118,14 +119,8 @@ def _text(pipe: Any, row: Architecture, drawing: Drawing) -> int:
 
 
 def _patch(pipe: Any, row: Architecture) -> int:
-    return row.patch if isinstance(row.patch, int) else _attribute(transformer(pipe), row.patch)
+    return row.patch if isinstance(row.patch, int) else attrgetter(row.patch)(transformer(pipe))
 
 
 def _filled(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
-
-
-def _attribute(owner: Any, path: str) -> Any:
-    for name in path.split("."):
-        owner = getattr(owner, name)
-    return owner
