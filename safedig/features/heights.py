@@ -47,5 +47,5 @@ class Heights:
             of[image] = max(of.get(image, -math.inf), read(z).amax().item())
 
     def quantile(self, share: float) -> float:
-        """One of the heights, that this share of the images does not exceed."""
+        """A height that at least this share of the images does not exceed, and that one of them has."""
         return float(np.quantile(list(self.of.values()), share, method="higher"))
