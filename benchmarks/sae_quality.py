@@ -27,10 +27,16 @@ from safedig.storage import write_atomically
 TEXT = ["txt.embed", "pooled.embed"]
 IMAGE = {
     "tiny-flux": ["transformer_blocks.2.img.resid_post", "single_transformer_blocks.1.img.resid_post"],
-    "tiny-sd3": ["transformer_blocks.5.img.resid_post", "img.final"],
+    "tiny-sd3": [
+        "transformer_blocks.2.img.attn_out",
+        "transformer_blocks.2.img.resid_post",
+        "transformer_blocks.5.img.resid_post",
+        "img.final",
+    ],
 }
 GOALS = {"text": 0.03, "bind": 0.10, "render": 0.10}  # FVU, by stage
-WIDTHS = {"pooled": 2, "txt": 2, "img": 16}  # expansion, by stream: a prompt has one pooled vector, hundreds of tokens
+WIDTHS = {"pooled": 2, "txt": 2, "img": 16, "attn_out": 2}
+"""Expansion, by stream, or by point: a prompt has one pooled vector, and what attention adds has few directions."""
 AUX, LR = 1.0, 2e-3
 DEAD, EXPANSION, HELD_OUT = 0.05, 16, 0.1
 SPLICED = 16  # images
@@ -85,15 +91,14 @@ def prompts(images: int) -> list[dict[str, Any]]:
 
 def one(pipe: Any, site: Site, rest: Any, aside: Any, options: argparse.Namespace) -> dict[str, Any]:
     started, strip = time.process_time(), next(iter(rest.store.shards.values())).strips[str(site)]
-    k, goals = strip.width // 8, {"fvu": GOALS[stage(site)], "dead": DEAD}
-    how = SAEOptions(
-        expansion=WIDTHS[site.stream], k=k, steps=options.steps, lr=LR, aux=AUX, architecture="topk", warm_up=100
-    )
+    k, where, expansion = strip.width // 8, stage(site, pipe), WIDTHS.get(site.point, WIDTHS[site.stream])
+    goals = {"fvu": GOALS[where], "dead": DEAD}
+    how = SAEOptions(expansion=expansion, k=k, steps=options.steps, lr=LR, aux=AUX, architecture="topk", warm_up=100)
     sae = train(rest, [site], how, held_out=aside)[site]
     image = loss_recovered(pipe, {site: sae}, aside.prompts[:SPLICED])[site]
     told = sae.metadata | {"image": image}
     met = told["fvu"] <= goals["fvu"] and told["dead"] <= goals["dead"] and told["l0"] <= strip.width / 8
-    facts = {"stage": stage(site), "d_in": strip.width, "met": met, "options": told["options"]}
+    facts = {"stage": where, "d_in": strip.width, "met": met, "options": told["options"]}
     return facts | {key: told[key] for key in KEPT} | {"cpu_s": time.process_time() - started}
 
 

@@ -265,4 +265,7 @@ STAGES = {
     "img.final": "render",
     "velocity": "render",
 }
-"""What a family or a site outside the blocks is for; a text encoder's sites are all `text`."""
+"""What a family or a site outside the blocks is for; a text encoder's sites are all `text`.
+
+The last family of a model renders from two thirds of its depth on, whatever is said here (`sites.stage`).
+"""

@@ -35,7 +35,8 @@ def estimate(recipe: Recipe, prompts: int | None = None) -> dict[str, Any]:
     seen = _forward(pipe, drawing, resolve(pipe, recipe.sites))
     dtype = recipe.dtype or "float32"
     sites = {
-        str(site): _kept(site, tokens, width, record, images * (len(steps) if _is_denoised(site) else 1), dtype)
+        str(site): {"stage": stage(site, pipe)}
+        | _kept(tokens, width, record, images * (len(steps) if _is_denoised(site) else 1), dtype)
         for site, (tokens, width) in seen.passed.items()
     }
     forwards = images * drawing.steps * (2 if is_flux(pipe) and guided(pipe, drawing) else 1)
@@ -65,7 +66,7 @@ class _Seen:
     operations: int
 
 
-def _kept(site: Site, tokens: int, width: int, record: Recording, moments: int, dtype: str) -> dict[str, Any]:
+def _kept(tokens: int, width: int, record: Recording, moments: int, dtype: str) -> dict[str, Any]:
     """`moments` are images × σ, or images where a text is encoded once for all σ.
 
     A vector that stands for the whole image is one row, whatever the quota.
@@ -73,7 +74,7 @@ def _kept(site: Site, tokens: int, width: int, record: Recording, moments: int, 
     kept = {"all": tokens, "pooled": 1}.get(str(record.tokens), record.tokens)
     rows = moments * min(tokens, int(kept))
     size = rows * width * getattr(torch, dtype).itemsize
-    return {"stage": stage(site), "d_in": width, "tokens": tokens, "rows": rows, "bytes": size}
+    return {"d_in": width, "tokens": tokens, "rows": rows, "bytes": size}
 
 
 def _is_denoised(site: Site) -> bool:

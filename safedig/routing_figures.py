@@ -7,7 +7,7 @@ import torch
 
 from .figures import DPI, FAINT, INK, PAPER, SMALL, TEXT
 from .routing.routed import Route, RoutedSite
-from .sites import Site, stage
+from .sites import Site
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,7 +63,7 @@ def _lane(axes: Any, members: Sequence[RoutedSite], name: str, axis: str, colour
     image = axes.imshow(values.numpy(), aspect="auto", cmap=colours, vmin=lowest, vmax=1, interpolation="none")
     axes.set_xticks(range(len(members)), [_depth(one.site) for one in members], size=SMALL)
     axes.set_yticks(range(len(sigmas)), [f"{sigma:.2f}" for sigma in sigmas], size=SMALL)
-    starts = [at for at in range(1, len(members)) if stage(members[at].site) != stage(members[at - 1].site)]
+    starts = [at for at in range(1, len(members)) if members[at].stage != members[at - 1].stage]
     for at in starts:
         axes.axvline(at - 0.5, color=PAPER, linewidth=2.5)
     return image
@@ -86,7 +86,7 @@ def _mark(axes: Any, members: Sequence[RoutedSite], chosen: Sequence[Site]) -> N
 
 def _name_stages(axes: Any, members: Sequence[RoutedSite]) -> None:
     """The stage of each run of columns, above the marks."""
-    stages = [stage(one.site) for one in members]
+    stages = [one.stage for one in members]
     for name in dict.fromkeys(stages):
         middle = stages.index(name) + (stages.count(name) - 1) / 2
         axes.annotate(

@@ -21,6 +21,7 @@ _NAME = re.compile(
     r"(?P<stream>img|txt|joint|pooled|temb|velocity)(?:\.(?P<point>\w+))?"
 )
 TEXT_COMPONENTS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+Stage = Literal["text", "bind", "render"]
 DEAD = "nothing that reaches the image reads what passes here"
 
 
@@ -153,10 +154,19 @@ def d_in(pipe: Any, site: Site) -> int:
     raise SiteError(f"'{site}' is no site of {type(transformer(pipe)).__name__}: see safedig.sites.sites(pipe).")
 
 
-def stage(site: Site) -> Literal["text", "bind", "render"]:
-    """Whether text is prepared here, bound to the image, or rendered; joint (SD3) blocks all count as `bind`."""
+def stage(site: Site, pipe: Any = None) -> Stage:
+    """Whether text is prepared here, bound to the image, or rendered.
+
+    Where no family of blocks is there to render (SD3), the last third of the last one does: by then text has had its
+    say. How deep it is the pipeline knows; without one such blocks all count as `bind`.
+    """
     if site.component != "transformer":
         return "text"
+    if pipe is not None and site.index is not None:
+        row = architecture(transformer(pipe))
+        depth = sum(family == site.family for family, _, _ in _blocks(transformer(pipe), row))
+        if site.family == list(row.families)[-1] and 3 * site.index >= 2 * depth:
+            return "render"
     return STAGES[site.family or str(site)]  # type: ignore[return-value]
 
 
@@ -165,7 +175,7 @@ def of_the_prompt(site: Site) -> bool:
 
     The timestep's embedding is prepared beside it, and knows σ.
     """
-    enters = stage(site) == "text" and not site.family and site.stream != "temb"
+    enters = STAGES.get(str(site)) == "text" and site.stream != "temb"
     return site.component != "transformer" or enters
 
 

@@ -259,7 +259,7 @@ def test_the_text_that_comes_out_of_the_last_block_is_dead_and_only_that(tiny):
 
 def test_every_site_knows_its_stage_and_its_stream(tiny):
     for place in places(tiny[0]):
-        assert stage(place.site) in ("text", "bind", "render")
+        assert stage(place.site, tiny[0]) in ("text", "bind", "render")
         assert bool(place.why_not) == (place.dead or bool(place.port.read_only))
         assert not place.port.read_only or place.site.point == "resid_mid"
 

@@ -39,7 +39,7 @@ import routing
 from safedig.config import UsageError
 from safedig.routing.routed import Route, RoutedSite
 from safedig.routing.scorers import DEFAULT
-from safedig.sites import Site
+from safedig.sites import Site, stage
 from safedig.tiny.concepts import RISKS
 
 SMALL = Budget(targets=("fire", "sign"), pairs=8, stand_ins=8, benign=8, tried=4, asked=6)
@@ -375,11 +375,12 @@ def test_the_ablation_leaves_out_each_term_and_adds_each_criterion_that_was_meas
 def fold():
     """A dead site that probes like best, one where steering works, and one that is live and of little use."""
     names = ["transformer_blocks.0.txt.resid_post", "txt.embed", "transformer_blocks.1.img.resid_post"]
+    sites = [Site.parse(name) for name in names]
     terms = [*TERMS, TERMS[1] | {"transfer": 0.6, "source_auroc": 0.7}]
     verdicts, ranks = ("inert", "ok", "ok"), (3, 1, 2)
     routed = [
-        RoutedSite(Site.parse(name), "repel", (0.0, 1.0), 1 / rank, 0.0, 1.0, rank, verdict, term)
-        for name, verdict, rank, term in zip(names, verdicts, ranks, terms, strict=True)
+        RoutedSite(site, stage(site), "repel", (0.0, 1.0), 1 / rank, 0.0, 1.0, rank, verdict, term)
+        for site, verdict, rank, term in zip(sites, verdicts, ranks, terms, strict=True)
     ]
     made = Made(Route("tiny-flux", "f", ("sign",), ("fire",), {}, {}, tuple(routed), ()))
     after = {"transformer_blocks.0.txt.resid_post": "UUUU", "txt.embed": "CCRR"}

@@ -18,7 +18,8 @@ from safedig.routing.measuring import Measured
 from safedig.routing.ranking import window
 from safedig.routing.route import Route, RoutedSite, route
 from safedig.routing.statistics import collect
-from safedig.sites import Site, stage
+from safedig.sites import Site
+from safedig.skeleton import skeleton
 from tests.planted import (
     BIND,
     BIND_TXT,
@@ -263,7 +264,28 @@ def test_near_duplicates_are_not_chosen_together():
 def test_stages_are_mixed():
     rules = dict.fromkeys((TXT, BIND_TXT, BIND, RENDER, LAST), TRANSFERS)
     made = ranked(recording(rules, rows(40)))
-    assert {stage(site) for site in made.top(3)} == {"text", "bind", "render"}
+    assert {made[site].stage for site in made.top(3)} == {"text", "bind", "render"}
+
+
+def test_late_joint_blocks_are_another_stage_than_those_before():
+    """Three sites, each of which tells something else: after the best comes the one that renders."""
+    blocks = [Site.parse(f"transformer_blocks.{index}.img.resid_post") for index in (1, 2, 5)]
+    acts = recording(dict.fromkeys(blocks, TRANSFERS), rows(40), twin_of=dict(zip(blocks, SITES, strict=False)))
+    live = effects(dict(zip(blocks, (0.9, 0.8, 0.6), strict=True)))
+    made, unknown = (route(pipe, acts, SOURCE, TARGET, effects=live) for pipe in (skeleton("tiny-sd3"), None))
+    assert [made[site].stage for site in blocks] == ["bind", "bind", "render"]
+    assert made.chosen[:2] == (blocks[0], blocks[2])
+    assert {unknown[site].stage for site in blocks} == {"bind"}  # control: how deep the stack is nothing tells
+    assert unknown.chosen[:2] == (blocks[0], blocks[1])
+    assert numbers(made) == numbers(unknown)
+
+
+def test_a_ranking_of_before_stages_were_kept_is_read(tmp_path):
+    given = json.loads(written(ranked(), tmp_path))
+    for entry in given["sites"]:
+        assert entry.pop("stage") in ("text", "bind", "render")
+    (tmp_path / "older.json").write_text(json.dumps(given), encoding="utf-8")
+    assert Route.load(tmp_path / "older.json") == ranked()
 
 
 @pytest.mark.parametrize("n", [0, 3])

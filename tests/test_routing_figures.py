@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from safedig.figures import save
 from safedig.routing.routed import Route, RoutedSite
 from safedig.routing_figures import routing_map
-from safedig.sites import Site
+from safedig.sites import Site, stage
 from tests.test_figures import overlapping
 
 LEVELS, TRIED = [1.0, 0.9, 0.6, 0.3], [0.9, 0.3]
@@ -31,7 +31,7 @@ def ranked(names=FLUX, chosen=("txt.embed",), causal=True):
         by_sigma |= {"tried": TRIED, "interchange": [at / 20, 0.5]} if causal else {}
         verdict = "inert" if name.endswith("3.txt.resid_post") else "not_separable" if name == "img.embed" else "ok"
         site = Site.parse(name)
-        members.append(RoutedSite(site, "repel", (0.0, 1.0), 0.5, 0.4, 0.6, at + 1, verdict, {}, by_sigma))
+        members.append(RoutedSite(site, stage(site), "repel", (0.0, 1.0), 0.5, 0.4, 0.6, at + 1, verdict, {}, by_sigma))
     sites = tuple(Site.parse(name) for name in chosen)
     return Route("tiny-flux", "f", ("sign", "weapon"), ("fire",), {}, {}, tuple(members[::-1]), sites)
 

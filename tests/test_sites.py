@@ -5,7 +5,9 @@ import torch
 
 from safedig.config import UsageError
 from safedig.hooks import SafetyBypassError, attach
+from safedig.recipes import load
 from safedig.sites import Site, SiteError, d_in, of_the_prompt, places, ports, resolve, sites, stage
+from safedig.skeleton import skeleton
 from tests.tiny_pipelines import draw_images
 from tests.tiny_transformers import build
 
@@ -252,3 +254,23 @@ def test_stages(pipe):
     assert stages["txt.embed"] == stages["pooled.embed"] == stages["text_encoder:final.txt.resid_post"] == "text"
     assert stages["transformer_blocks.0.img.resid_post"] == "bind" and stages["velocity"] == "render"
     assert {stages[name] for name in stages if name.startswith("single")} <= {"render"}
+
+
+@pytest.mark.parametrize(("name", "first"), [("tiny-sd3", 4), ("sd3.5-medium", 16), ("sd3.5-large", 26)])
+def test_where_there_are_joint_blocks_alone_the_last_third_renders(name, first):
+    pipe = skeleton(load(name).model)
+    blocks = [site for site in sites(pipe) if site.index is not None]
+    assert {site.index for site in blocks if stage(site, pipe) == "render"} == set(range(first, blocks[-1].index + 1))
+    assert {stage(site, pipe) for site in blocks} == {"bind", "render"}
+    assert stage(resolve(pipe, "img.final")[0], pipe) == "render" and stage(blocks[0], pipe) == "bind"
+    assert {stage(site) for site in blocks} == {"bind"}  # nothing tells how many there are
+
+
+@pytest.mark.parametrize("name", ["tiny-flux", "flux1-dev"])
+def test_where_single_blocks_render_all_double_blocks_bind(name):
+    pipe = skeleton(load(name).model)
+    blocks = [site for site in sites(pipe) if site.index is not None]
+    assert {(site.family, stage(site, pipe)) for site in blocks} == {
+        ("transformer_blocks", "bind"),
+        ("single_transformer_blocks", "render"),
+    }

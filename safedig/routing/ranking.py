@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..sites import Site, stage
+from ..sites import Site, Stage
 from .measuring import Measured
 from .power import LEVEL
 from .scorers import MERITS
@@ -87,7 +87,9 @@ def window(one: Measured) -> tuple[float, float]:
     return 0.0 if last + 1 == len(sigmas) else sigmas[last], 1.0 if first == 0 else sigmas[first]
 
 
-def complementary(measured: Sequence[Measured], score: Sequence[float], candidates: Sequence[int]) -> list[int]:
+def complementary(
+    measured: Sequence[Measured], stages: Sequence[Stage], score: Sequence[float], candidates: Sequence[int]
+) -> list[int]:
     """Of the candidates, best first, those that add to each other.
 
     Greedy: score × (1 − the most that a chosen site tells the same prompts apart), halved where its stage (text, bind,
@@ -99,7 +101,7 @@ def complementary(measured: Sequence[Measured], score: Sequence[float], candidat
 
     def gain(at: int) -> float:
         same = max((alike[place[at], place[other]].item() for other in chosen), default=0.0)
-        repeated = stage(measured[at].site) in {stage(measured[other].site) for other in chosen}
+        repeated = stages[at] in {stages[other] for other in chosen}
         return score[at] * (1 - same) * (_REPEATED if repeated else 1.0)
 
     while len(chosen) < min(_LARGEST, len(candidates)):

@@ -11,7 +11,7 @@ import torch
 from ..activations.record import Activations
 from ..config import UsageError
 from ..progress import say
-from ..sites import Site, sites
+from ..sites import Site, Stage, sites, stage
 from . import power
 from .causal import Effects, interchange
 from .contrast import Contrast, Domains, concerned, contrast
@@ -71,9 +71,12 @@ def route(
         measured = with_judged(measured, looked_at.at if looked_at else {}, bootstrap, seed)
     scores = torch.stack([rule(one.terms) for one in measured])
     ranked = order(scores, said)
-    routed = tuple(_routed(measured[at], scores[at], rank, said[at], p[at]) for rank, at in enumerate(ranked, start=1))
+    stages = [stage(site, pipe) for site in candidates]
+    routed = tuple(
+        _routed(measured[at], stages[at], scores[at], rank, said[at], p[at]) for rank, at in enumerate(ranked, start=1)
+    )
     usable = [at for at in ranked if said[at] == "ok"]
-    together = complementary(measured, scores[:, 0].tolist(), usable)
+    together = complementary(measured, stages, scores[:, 0].tolist(), usable)
     return Route(
         model=Path(str(getattr(pipe, "name_or_path", "") or "")).name,
         fingerprint=statistics.model,
@@ -122,11 +125,12 @@ def _looked_at(found: Judgements | None) -> str | dict[str, Any]:
     return facts | {"strengths": list(STRENGTHS), "sites": [str(site) for site in found.at]}
 
 
-def _routed(one: Measured, score: torch.Tensor, rank: int, said: str, p: float) -> RoutedSite:
+def _routed(one: Measured, at: Stage, score: torch.Tensor, rank: int, said: str, p: float) -> RoutedSite:
     lo, hi = interval(score)
     low, high = window(one)
     return RoutedSite(
         site=one.site,
+        stage=at,
         operator=OPERATOR,
         sigmas=(_round(low), _round(high)),
         score=_round(score[0].item()),

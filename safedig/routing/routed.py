@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..config import UsageError, build
-from ..sites import Site
+from ..sites import Site, Stage, stage
 from ..storage import write_atomically
 
 
@@ -16,6 +16,7 @@ class RoutedSite:
     """What is known of steering at one site by one operator."""
 
     site: Site
+    stage: Stage
     operator: str
     sigmas: tuple[float, float]
     """Recommended window, lowest and highest σ."""
@@ -76,7 +77,7 @@ class Route:
         """Read what `save` wrote; whatever else it is, is a `UsageError` that names what is wrong."""
         try:
             given = json.loads(Path(path).read_text(encoding="utf-8"))
-            given["sites"] = [entry | {"site": Site.parse(entry["site"])} for entry in given["sites"]]
+            given["sites"] = [_read(**entry) for entry in given["sites"]]
             given["chosen"] = [Site.parse(name) for name in given["chosen"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(
@@ -86,3 +87,8 @@ class Route:
             return build(cls, given)
         except UsageError as error:
             raise UsageError(f"'{path}' is no route that this version reads. {error}") from error
+
+
+def _read(site: str, **rest: Any) -> dict[str, Any]:
+    """Rankings of before stages were kept have none."""
+    return {"stage": stage(Site.parse(site))} | rest | {"site": Site.parse(site)}

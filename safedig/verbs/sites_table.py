@@ -27,7 +27,7 @@ def run(recipe: Recipe, options: Options) -> dict[str, Any]:
         count = tokens(pipe, place, drawing)
         listed[str(place.site)] = {
             "stream": place.site.stream,
-            "stage": stage(place.site),
+            "stage": stage(place.site, pipe),
             "d_in": place.d_in,
             "tokens": count,
             "bytes": count * place.d_in * getattr(torch, dtype).itemsize,
