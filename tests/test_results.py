@@ -9,6 +9,7 @@ from safedig import recipes
 from safedig.evaluation.siege import ANY, BLIND
 from safedig.pipelines import fingerprint, load_pipeline
 from safedig.routing.routed import Route
+from safedig.sites import Site
 from safedig.tiny.concepts import RISKS
 
 ROOT = Path(__file__).parents[1]
@@ -141,7 +142,10 @@ def test_the_page_of_autoencoders_shows_the_committed_figures():
         for site, one in sites.items():
             (row,) = rows_of(page, [f"`{model}`", f"`{site}`"])
             bold = "" if one["met"] else "**"
+            assert row[0] == one["stage"]
             assert row[3] == f"{bold}{one['fvu']:.4f}{bold}" and row[5] == f"{100 * one['dead']:.1f} %"
+        image = {one["stage"] for site, one in sites.items() if one["met"] and Site.parse(site).stream == "img"}
+        assert image == {"bind", "render"}, model
 
 
 def test_the_page_of_adaptation_shows_the_committed_figures():
