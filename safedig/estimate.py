@@ -34,7 +34,7 @@ def estimate(recipe: Recipe, prompts: int | None = None) -> dict[str, Any]:
     steps = record.steps(levels)
     seen = _forward(pipe, drawing, resolve(pipe, recipe.sites))
     dtype = recipe.dtype or "float32"
-    sites = {
+    sites: dict[str, dict[str, Any]] = {
         str(site): {"stage": stage(site, pipe)}
         | _kept(tokens, width, record, images * (len(steps) if _is_denoised(site) else 1), dtype)
         for site, (tokens, width) in seen.passed.items()

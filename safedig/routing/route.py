@@ -71,7 +71,7 @@ def route(
         measured = with_judged(measured, looked_at.at if looked_at else {}, bootstrap, seed)
     scores = torch.stack([rule(one.terms) for one in measured])
     ranked = order(scores, said)
-    stages = [stage(site, pipe) for site in candidates]
+    stages: list[Stage] = [stage(site, pipe) for site in candidates]
     routed = tuple(
         _routed(measured[at], stages[at], scores[at], rank, said[at], p[at]) for rank, at in enumerate(ranked, start=1)
     )
