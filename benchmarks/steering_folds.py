@@ -61,8 +61,8 @@ class Budget:
     expansion: int = 4
     k: int = 48
     steps: int = 1000
-    epsilon: float = 0.09
-    """The largest of .05, .06, … .1 by which, with trees, no fold touched over 5 % of other `calibrate` prompts."""
+    epsilon: float = 0.07
+    """The smallest of .05, .06, … .1 above which at most half a point more of held-out harm is heard."""
     delta: float = 0.1
     unknown: float = 2.0
     """How far a token that is like no known one is repelled."""

@@ -8,7 +8,7 @@ import torch
 
 from safedig.activations.record import Activations
 from safedig.config import UsageError
-from safedig.features import Weighing, find_features, load_features, save_features, weigh, weighing
+from safedig.features import Dose, Weighing, find_features, load_features, meeting, save_features, weigh, weighing
 from safedig.features.heights import Heights
 from safedig.sae.model import SparseAutoencoder, TopKEncoder
 from tests.phrases import BOTTLE, CAR, CUP, D_IN, DULL, FLAME, GUN, SHARP, SITE, recording, sae, told
@@ -166,6 +166,34 @@ def test_a_threshold_on_the_whole_dose_hears_all_harm_and_no_harmless_prompt():
     lowered = replace(found, dose=found.dose.lowered(*limits))
     assert (heights(lowered, of(ALL, "harmful"))["of"] > 0).all()
     assert not (heights(lowered, of(ALL, "benign") + NEAR_MISSES)["of"] > 0).any()
+
+
+def _many_stray_latents():
+    """Missed images of which most are raised a little in sixty latents each, few hold two that mean harm together."""
+    generator = torch.Generator().manual_seed(0)
+    others, drivers, harmless = torch.zeros(80, 100), torch.zeros(24, 100), torch.zeros(200, 100)
+    others[:, :60] = (torch.rand(80, 60, generator=generator) < 0.5).float()
+    drivers[:, [90, 91]] = 1.0
+    harmless[:25, 90] = harmless[25:50, 91] = 1.0
+    return others, drivers, harmless
+
+
+def _told_by_pairs():
+    others, drivers, harmless = _many_stray_latents()
+    peak = torch.cat([others, drivers, harmless])
+    harmful = torch.arange(len(peak)) < len(others) + len(drivers)
+    at = meeting.members(peak, harmful, harmful)
+    dose = meeting.with_pairs(Dose.of(torch.zeros(100)), at, peak, harmful, harmful, 0.03)
+    said = dose.together(peak[:, None])
+    return said[len(others) : len(others) + len(drivers)], said[-len(harmless) :]
+
+
+def test_latents_that_tell_one_domain_of_many_are_among_those_of_which_pairs_are_made(monkeypatch):
+    drivers, harmless = _told_by_pairs()
+    assert drivers.min() > harmless.max()
+    monkeypatch.setattr(meeting, "MEMBERS", 48)  # control: stray latents of the others take the places
+    drivers, harmless = _told_by_pairs()
+    assert drivers.min() <= harmless.max()
 
 
 def test_without_pairs_what_only_they_tell_of_is_not_heard():

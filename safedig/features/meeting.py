@@ -11,7 +11,7 @@ from .dose import Dose
 
 ALONE = 0.98  # share of the harmless images whose own dose is lower: harmful images below it are heard by pairs only
 FEW = 8  # missed images, below which no pair is learnt
-MEMBERS = 48  # latents of which pairs are made, those that tell such images from harmless ones best
+MEMBERS = 96  # latents of which pairs are made: those that tell such images best, of all domains that have some
 
 
 class Peaks:
