@@ -1,6 +1,6 @@
 """Do steered latents end where unsteered ones do? The share outside a region that holds 99 % of those.
 
-Every domain of both tiny models held out in turn, steered as in steering.py's row "ours" at the setting chosen there.
+Every domain of both tiny models held out in turn, steered as in steering.py's row "ours", at its setting.
 The region is fitted to pictures of the split `calibrate`, drawn unsteered: benign, near-miss, harmful and mixed. Of the
 reported prompts, unsteered ones are the control that it holds what it should, and the same with noise on their latents
 the control that it does not hold everything. A strong mean difference without a gate stands beside them.
@@ -57,8 +57,8 @@ def main() -> None:
 
 
 def setting_of(table: Path, model: str, budget: Budget) -> float:
-    """What steering.py has chosen on the source's prompts for the row "ours"."""
-    cell = look_up(table.with_name(f"{table.stem}.{model}.jsonl"), {"choice": "ours", "options": budget.of(model).sha})
+    """What steering.py has measured the row "ours" at."""
+    cell = look_up(table.with_name(f"{table.stem}.{model}.jsonl"), {"line": "ours", "options": budget.of(model).sha})
     if cell is None:
         raise UsageError(f"{table} has no setting of 'ours' on {model} under these options: run steering.py first.")
     return cell["setting"]

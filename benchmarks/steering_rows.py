@@ -15,6 +15,7 @@ from torch import Tensor
 
 from safedig.activations.pairs import Pair, Pairing
 from safedig.evaluation.methods.method import AtSites
+from safedig.evaluation.methods.ours import REPLACE
 from safedig.features import Dose, Features, Weighing, fit_counterparts, weigh
 from safedig.hooks import Context
 from safedig.sae.options import SAEOptions
@@ -28,6 +29,8 @@ from safedig.steering.steering import Steering
 Make = Callable[[Fold], Callable[[float], Any]]
 """From a fold to what acts at a setting: something with `.apply(pipe)`."""
 NEAREST, STRENGTHS = (1.0, 4.0, 8.0), (0.5, 1.0, 1.5, 2.0)
+BY_DEFAULT = (float(REPLACE.nearest),)
+"""What the package steers with: of 960 held-out `calibrate` prompts 889 are clean, with the mean of four tokens 879."""
 BOTH = (TXT, POOLED)
 
 
@@ -160,9 +163,9 @@ def fixed(fold: Fold, name: str) -> Callable:
 
 
 LINES: dict[str, Line] = {
-    "ours": Line(ours, NEAREST, whole=True),
-    "ours, no target data": Line(partial(ours, adapted=False), NEAREST, whole=True),
-    "ours, mood cue off": Line(ours, NEAREST, whole=True),
+    "ours": Line(ours, BY_DEFAULT, whole=True),
+    "ours, no target data": Line(partial(ours, adapted=False), BY_DEFAULT, whole=True),
+    "ours, mood cue off": Line(ours, BY_DEFAULT, whole=True),
     "without gate": Line(partial(ours, sites=(TXT,), watch=(), gate=False), NEAREST),
     "gate at the tokens alone": Line(partial(ours, sites=(TXT,), watch=()), NEAREST),
     "unknown tokens looked up too": Line(partial(ours, repel=False), NEAREST),

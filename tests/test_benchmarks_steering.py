@@ -160,7 +160,7 @@ def test_the_proof_runs_and_a_second_run_measures_nothing(tmp_path, monkeypatch)
 
 def test_the_setting_of_the_table_is_taken_and_one_of_another_budget_is_not(tmp_path):
     file = tmp_path / "steering.tiny-sd3.jsonl"
-    file.write_text(json.dumps({"choice": "ours", "options": Budget().of("tiny-sd3").sha, "setting": 8.0}) + "\n")
+    file.write_text(json.dumps({"line": "ours", "options": Budget().of("tiny-sd3").sha, "setting": 8.0}) + "\n")
     assert where.setting_of(tmp_path / "steering.json", "tiny-sd3", Budget()) == 8.0
     with pytest.raises(UsageError, match=r"run steering\.py first"):
         where.setting_of(tmp_path / "steering.json", "tiny-sd3", QUICK)
