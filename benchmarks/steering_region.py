@@ -50,8 +50,8 @@ def main() -> None:
     for model in budget.models:
         setting = 4.0 if options.quick else setting_of(options.table, model, budget)
         found[model] = measured(World(model, budget), setting)
-    result = {"benchmark": "steering_region", "machine": machine(), "budget": asdict(budget), "stand_ins": STAND_INS}
-    result |= {"goal": GOAL}
+    result = {"benchmark": "steering_region", "machine": machine(), "stand_ins": STAND_INS}
+    result |= {"budget": asdict(replace(budget, models=tuple(found))), "goal": GOAL}
     write_atomically(options.out, f"{json.dumps(result | {'models': found}, indent=1)}\n".encode())
     print(json.dumps(found, indent=1))
 
