@@ -91,4 +91,5 @@ class Route:
 
 def _read(site: str, **rest: Any) -> dict[str, Any]:
     """Rankings of before stages were kept have none."""
-    return {"stage": stage(Site.parse(site))} | rest | {"site": Site.parse(site)}
+    place = Site.parse(site)
+    return {"site": place, "stage": stage(place)} | rest
