@@ -17,6 +17,7 @@ from torch import Tensor
 from safedig.sae.sparse_training import trainer_for, training_sae
 
 LR = 1e-4
+OURS = {"float32": None, "bfloat16": "bfloat16", "int8": "int8"}  # by name, what active codes are looked for in
 MISSING = {
     "dictionary_learning": "pip install --no-deps dictionary-learning",
     "sparsify": "pip install --no-deps eai-sparsify natsort schedulefree",
@@ -67,14 +68,11 @@ def _safedig(size: Size, architecture: str) -> dict[str, Step]:
     sae: Any = training_sae(architecture, size.d_in, size.d_sae, size.k)
     plain = _of_trainer(trainer_for(sae, lr=LR, steps=10_000, batch_size=size.batch))
 
-    def step(x: Tensor, low: bool) -> None:
-        sae.bf16_encoder = low
+    def step(x: Tensor, dtype: str) -> None:
+        sae.encoder_dtype = OURS[dtype]
         plain(x)
 
-    return {
-        f"safedig {architecture} float32": lambda x: step(x, False),
-        f"safedig {architecture} bfloat16": lambda x: step(x, True),
-    }
+    return {f"safedig {architecture} {dtype}": lambda x, dtype=dtype: step(x, dtype) for dtype in OURS}
 
 
 def stock(architecture: str, d_in: int, d_sae: int, k: int, lr: float, steps: int, batch: int, **settings: Any) -> Any:

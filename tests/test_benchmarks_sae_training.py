@@ -17,7 +17,7 @@ def test_the_quick_benchmark_compares_every_library_that_is_there_and_names_the_
     result = json.loads(out.read_text())
     (speed,) = result["speed"]
     for architecture in ("topk", "batchtopk"):
-        for kind in ("float32", "bfloat16"):
+        for kind in ("float32", "bfloat16", "int8"):
             ratios = speed["ratios"][f"safedig {architecture} {kind}"]
             assert ratios["sae_lens"]["peer"] == f"sae_lens {architecture} float32"
             assert 0 < ratios["fastest_peer"]["min"] <= ratios["fastest_peer"]["median"]

@@ -118,26 +118,32 @@ def rows_of(page, cells):
     return [row[len(cells) :] for row in found if row[: len(cells)] == cells]
 
 
+def short(name, library=None):
+    """A contender as the page calls it."""
+    words = {"float32": "fp32", "bfloat16": "bf16", "sae_lens": library or "sae_lens"}
+    return " ".join(words.get(word, word) for word in name.split())
+
+
 def test_the_page_of_autoencoders_shows_the_committed_figures():
     page = (ROOT / "docs" / "autoencoders.md").read_text(encoding="utf-8")
-    told, kept = (
-        json.loads((ROOT / "benchmarks" / f"sae_{name}.json").read_text()) for name in ("training", "quality")
+    told, matrix_units, kept = (
+        json.loads((ROOT / "benchmarks" / f"sae_{name}.json").read_text())
+        for name in ("training", "training_amx", "quality")
     )
-    shown = {"float32": "fp32", "bfloat16": "bf16"}
+    speeds = told["speed"] + matrix_units["speed"]  # the four columns
+    peers = {"fastest_peer_float32": "the fastest peer in fp32", "fastest_peer": "the fastest peer in either type"}
     for name in told["speed"][0]["rows_per_s"]:
-        short = " ".join(shown.get(word, word) for word in name.split())
-        speed, *learnt = [row for row in rows_of(page, [short]) if len(row) == 2]
-        assert speed == [f"{one['rows_per_s'][name]['median']:,.0f}" for one in told["speed"]]
-        for row in learnt:
+        (speed,) = [row for row in rows_of(page, [short(name)]) if len(row) == 4]
+        there = [one["rows_per_s"].get(name) for one in speeds]
+        assert speed == [f"{one['median']:,.0f}" if one else "–" for one in there]
+        for row in [row for row in rows_of(page, [short(name)]) if len(row) == 2]:
             assert [cell.split()[0] for cell in row] == [f"{o['learnt'][name]['fvu']:.4f}" for o in told["quality"]]
-    for size, column in zip(told["speed"], (0, 1), strict=True):
-        for ours, over, ratio in (
-            ("topk fp32", "the fastest peer in fp32", size["ratios"]["safedig topk float32"]["fastest_peer_float32"]),
-            ("topk bf16", "the fastest peer in either type", size["ratios"]["safedig topk bfloat16"]["fastest_peer"]),
-            ("topk bf16", "sae-lens topk fp32", size["ratios"]["safedig topk bfloat16"]["sae_lens"]),
-        ):
-            (row,) = rows_of(page, [f"safedig {ours}", over])
-            assert row[column].split()[0] == f"{ratio['median']:.2f}"
+    for name, ratios in told["speed"][0]["ratios"].items():
+        peer = "fastest_peer_float32" if name.endswith("float32") else "fastest_peer"
+        for over, label in (("sae_lens", short(ratios["sae_lens"]["peer"], "sae-lens")), (peer, peers[peer])):
+            (row,) = rows_of(page, [short(name), label])
+            there = [one["ratios"].get(name) for one in speeds]
+            assert [cell.split()[0] for cell in row] == [f"{one[over]['median']:.2f}" if one else "–" for one in there]
     for model, sites in kept["models"].items():
         for site, one in sites.items():
             (row,) = rows_of(page, [f"`{model}`", f"`{site}`"])

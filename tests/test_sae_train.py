@@ -103,7 +103,7 @@ def test_the_step_size_rises_then_falls():
 
 def test_options_that_are_left_out_are_left_out_of_the_toml():
     assert "architecture" not in to_toml(SAEOptions()) and "limits" not in to_toml(SAEOptions())
-    given = SAEOptions(architecture="topk", bf16_encoder=True, warm_up=5, limits=Limits(clip=3.0))
+    given = SAEOptions(architecture="topk", encoder_dtype="int8", warm_up=5, limits=Limits(clip=3.0))
     assert from_toml(SAEOptions, to_toml(given)) == given
 
 

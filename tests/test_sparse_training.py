@@ -12,6 +12,7 @@ from safedig.sae.sparse_training import trainer_for, training_sae
 
 D_IN, D_SAE, K, BATCH = 24, 128, 5, 60
 SPARSE = ("topk", "batchtopk", "matryoshka")
+ROUGH = ("bfloat16", "int8")
 WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
@@ -124,12 +125,13 @@ def test_rows_without_any_positive_code_are_reconstructed_by_the_bias():
     assert not ours.W_enc.grad.any() and torch.allclose(ours.b_dec.grad, (stepped(stock, rows()), stock.b_dec.grad)[1])
 
 
-# ---- bfloat16
+# ---- low precision
 
 
+@pytest.mark.parametrize("dtype", ROUGH)
 @pytest.mark.parametrize("architecture", SPARSE)
-def test_what_a_bfloat16_encoder_finds_is_scored_in_float32(architecture):
-    ours, stock = pair(architecture, bf16_encoder=True)
+def test_what_is_found_in_low_precision_is_scored_in_float32(architecture, dtype):
+    ours, stock = pair(architecture, encoder_dtype=dtype)
     found, expected = stepped(ours, rows()).feature_acts.to_dense(), stepped(stock, rows()).feature_acts
     both = (found > 0) & (expected > 0)
     assert both.sum() > 0.95 * (expected > 0).sum() and (found > 0).sum() <= K * BATCH
@@ -146,10 +148,10 @@ def test_control_bfloat16_throughout_would_not_be_as_exact():
         torch.testing.assert_close((x.bfloat16() @ stock.W_enc.bfloat16()).float(), exact)
 
 
-@pytest.mark.parametrize("low", [False, True])
+@pytest.mark.parametrize("dtype", [None, *ROUGH])
 @pytest.mark.parametrize("architecture", SPARSE)
-def test_what_is_no_number_is_seen_in_the_loss(architecture, low):
-    ours, _ = pair(architecture, bf16_encoder=low)
+def test_what_is_no_number_is_seen_in_the_loss(architecture, dtype):
+    ours, _ = pair(architecture, encoder_dtype=dtype)
     x = rows()
     x[3, 5] = float("nan")
     assert stepped(ours, x).loss.isnan() and stepped(ours, rows()).loss.isfinite()
@@ -284,6 +286,8 @@ def test_without_that_memory_every_number_is_the_same():
 def test_what_there_is_not_is_refused():
     with pytest.raises(UsageError, match="no architecture 'gated'.*topk, batchtopk"):
         training_sae("gated", D_IN, D_SAE, K)
+    with pytest.raises(UsageError, match="encoder_dtype='int4'.*int8"):
+        training_sae("topk", D_IN, D_SAE, K, encoder_dtype="int4")
     for k in (0, D_SAE + 1):
         with pytest.raises(UsageError, match=f"k={k} of {D_SAE} features.*lower k or raise expansion"):
             training_sae("topk", D_IN, D_SAE, k)

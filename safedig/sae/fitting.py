@@ -37,7 +37,7 @@ class Run:
                 options.d_sae(d_in),
                 options.k,
                 aux=options.aux,
-                bf16_encoder=options.bf16_encoder or False,
+                encoder_dtype=options.encoder_dtype,
                 device=device,
             )
         self.trainer: Any = trainer_for(

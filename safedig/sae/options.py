@@ -44,8 +44,8 @@ class SAEOptions:
     """Rows of a site held in memory where there is no store: a uniform sample of the stream, d_in · 4 bytes each."""
     architecture: Architecture | None = None
     """BatchTopK unless given; "matryoshka" is BatchTopK with nested widths."""
-    bf16_encoder: bool | None = None
-    """Whether the encoder's product is computed in bfloat16."""
+    encoder_dtype: Literal["bfloat16", "int8"] | None = None
+    """In what active codes are looked for on a CPU; they are scored in float32 throughout, which is the default."""
     warm_up: int | None = None
     """Steps over which the step size rises to `lr`; none unless given."""
     limits: Limits | None = None

@@ -33,13 +33,13 @@ def top_of_batch(scores: Shaped[Tensor, "batch d_sae"], n: int) -> Int[Tensor, "
         return scores.flatten().topk(n, sorted=False).indices
     maxima = rearrange(scores, "batch (group width) -> batch group width", group=GROUP).amax(1)
     best = top_of_batch(maxima, n)
-    floor = maxima.flatten()[best].min()  # n groups reach it, so n codes do
+    floor = maxima.flatten().index_select(0, best).min()  # n groups reach it, so n codes do
     places = _members(best // width * d_sae + best % width, width).flatten()
-    values = scores.flatten()[places]
+    values = scores.flatten().index_select(0, places)
     if not floor.isnan():
-        able = values >= floor
-        places, values = places[able], values[able]
-    return places[values.topk(n, sorted=False).indices]
+        able = (values >= floor).nonzero().flatten()
+        places, values = places.index_select(0, able), values.index_select(0, able)
+    return places.index_select(0, values.topk(n, sorted=False).indices)
 
 
 def _largest(scores: Shaped[Tensor, "row n"], k: int) -> Int[Tensor, "row k"]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .firing import codes
 from .memory import Memory
-from .rough import rough_scores
+from .rough import Rough, rough_scores
 from .selection import top_of_batch, top_of_rows
 from .sparse_ops import Support, decoding, encoding, scored, squared_error
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 else:
     TopKTrainingSAE = object  # of the class that a step is put before
 
-SPARE = 8  # one further candidate for so many winners (and no fewer than 4) is scored in float32 after bfloat16
+SPARE = 8  # one further candidate for so many winners (and no fewer than 4) is scored in float32 after low precision
 AT_RUN_TIME = ("layer_norm", "constant_norm_rescale")  # normalisations that are not folded into the weights
 
 
 class SparseStep(TopKTrainingSAE):
     """The step of TopK; to be put before one of sae-lens' classes."""
 
-    bf16_encoder = False
+    encoder_dtype: Rough | None = None
 
     def __init__(self, cfg: Any, use_error_term: bool = False):
         super().__init__(cfg, use_error_term)
@@ -83,12 +83,12 @@ class SparseStep(TopKTrainingSAE):
         """What codes competed with (preactivation times decoder length), those that are active, and their
         preactivations; the scores lie in memory that the next step writes over."""
         weight = _by_feature(self.W_enc.detach())
-        if not self.bf16_encoder:
+        if self.encoder_dtype is None:
             scores = self.memory.kept("scores", (len(x), self.cfg.d_sae), torch.float32)
             torch.addmm(self.b_enc, x, weight.t(), out=scores).mul_(length)
             support = self._best(scores, self.cfg.k)
             return scores, support, scores.flatten().index_select(0, support.places) / length[support.columns]
-        scores = rough_scores(x, weight, self.b_enc, length, self.memory)
+        scores = rough_scores(x, weight, self.b_enc, length, self.encoder_dtype, self.memory)
         support = self._best(scores, self.cfg.k + max(4, self.cfg.k / SPARE))
         known = scored(x, weight, support) + self.b_enc[support.columns]
         kept = self._best_of(known * length[support.columns], len(x))

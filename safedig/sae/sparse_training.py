@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
 
-from ..config import UsageError
+from ..config import UsageError, did_you_mean
+from .rough import Rough
 from .row_adam import RowAdam
 from .sparse_step import SparseBatchStep, SparseMatryoshkaStep, SparseStep
 
@@ -27,17 +28,19 @@ def training_sae(
     aux: float = 1 / 32,
     threshold_lr: float = 0.05,
     widths: Sequence[int] | None = None,
-    bf16_encoder: bool = False,
+    encoder_dtype: str | None = None,
     device: str | torch.device = "cpu",
 ) -> "TrainingSAE[Any]":
     """A sae-lens autoencoder to be trained, its first weights drawn from the global generator.
 
     `aux` weighs the loss that revives dead features, `threshold_lr` is the step of BatchTopK's moving threshold,
-    `widths` are Matryoshka's levels (by default a quarter, a half and all), `bf16_encoder` looks for active codes in
-    bfloat16 and scores them in float32. JumpReLU is sae-lens' own, its L0 drawn to `k`.
+    `widths` are Matryoshka's levels (by default a quarter, a half and all), `encoder_dtype` is what active codes are
+    looked for in, on a CPU, before they are scored in float32. JumpReLU is sae-lens' own, its L0 drawn to `k`.
     """
     if architecture not in ARCHITECTURES:
         raise UsageError(f"There is no architecture '{architecture}': expected one of {', '.join(ARCHITECTURES)}.")
+    if encoder_dtype not in (None, *get_args(Rough)):
+        raise UsageError(f"encoder_dtype='{encoder_dtype}': {did_you_mean(encoder_dtype, get_args(Rough))}")
     if not 0 < k <= d_sae:
         raise UsageError(f"k={k} of {d_sae} features: expected 1 to {d_sae}; lower k or raise expansion.")
     sae_class, config_class = _classes()[architecture]
@@ -50,7 +53,7 @@ def training_sae(
     if architecture == "matryoshka":
         settings["matryoshka_widths"] = list(widths or sorted({d_sae // 4, d_sae // 2, d_sae} - {0}))
     sae = sae_class(config_class(**settings))
-    sae.bf16_encoder = bf16_encoder
+    sae.encoder_dtype = encoder_dtype
     return sae
 
 
