@@ -123,13 +123,14 @@ def _check_prompt(prompt: str, verb: str) -> None:
 
 
 def _check_read(name: str, keys: Sequence[str]) -> None:
-    """A key that the verb does not read must not look as if it did something; what is no key, the recipe tells."""
+    """A key that the verb does not read must not look as if it did something; inside a section the recipe tells."""
     from .recipes import Recipe
 
-    reads = VERBS[name].reads
-    unread = {one.name for one in fields(Recipe)} - set(reads) if reads else set()
+    reads, known = VERBS[name].reads, {one.name for one in fields(Recipe)}
     for key in (key.partition(".")[0] for key in keys):
-        if key in unread:
+        if key not in known:
+            raise UsageError(f"Unknown key '{key}'. {did_you_mean(key, known.union(VERBS[name].short))}")
+        if reads and key not in reads:
             raise UsageError(f"'{name}' does not read '{key}': of a recipe it reads {', '.join(reads)}; leave it out.")
 
 

@@ -65,6 +65,7 @@ def test_without_json_a_table_is_printed(called, capsys):
         (["demo", "../tiny-flux"], "There is no recipe '../tiny-flux'."),
         (["demo", "gone.toml"], "There is no recipe 'gone.toml'."),
         (["demo", "tiny-flux", "strenght=1"], "Unknown key 'strenght'. Did you mean 'strength'?"),
+        (["evaluate", "tiny-flux", "targt=fire"], "Unknown key 'targt'. Did you mean 'target'?"),
         (["demo", "tiny-flux", "prompts.reprot=1"], "Unknown key 'prompts.reprot'. Did you mean 'prompts.report'?"),
         (["demo", "tiny-flux", "seed=one"], 'seed="one": expected an integer.'),
         (["demo", "tiny-flux", "tiny-sd3"], "'tiny-sd3' is no override"),
