@@ -121,15 +121,18 @@ class World:
 
     @cached_property
     def inside(self) -> Activations:
-        """At the fixed sites, for fewer prompts, at every step."""
-        n, q = 2 * self.budget.fixed, self.budget.quiet // 2
-        parts = [
-            *(rows[:n] for rows in self.stand_ins.values()),
-            *(rows[:n] for rows in self.few.values()),
-            self.benign[: 4 * n],
-            [*self.quiet[:q], *self.quiet[-q:]],
-        ]
-        return record(self.pipe, joined(parts), FIXED.values(), drawing=self.drawing, tokens=16).in_memory()
+        """At the fixed sites, for fewer prompts, at every step, some tokens of each image to learn from."""
+        n = 2 * self.budget.fixed
+        pairs = (rows[:n] for rows in (*self.stand_ins.values(), *self.few.values()))
+        rows = joined([*pairs, self.benign[: 4 * n]])
+        return record(self.pipe, rows, FIXED.values(), drawing=self.drawing, tokens=16).in_memory()
+
+    @cached_property
+    def quiet_inside(self) -> Activations:
+        """The same of prompts that set the gates there, and all tokens: a gate sees them all."""
+        q = self.budget.quiet // 2
+        rows = [*self.quiet[:q], *self.quiet[-q:]]
+        return record(self.pipe, rows, FIXED.values(), drawing=self.drawing).in_memory()
 
 
 class Fold:

@@ -149,9 +149,8 @@ def fixed(fold: Fold, name: str) -> Callable:
     pairs = [row for risk in fold.sources for row in world.stand_ins[risk][:n]] + world.few[fold.target][:n]
     acts = world.inside.of(pairs + world.benign[: 4 * n]).at(site)
     saes = train(acts, options=SAEOptions(expansion=b.expansion, k=b.k, steps=b.steps))
-    q = b.quiet // 2
-    quiet = world.inside.of([*world.quiet[:q], *world.quiet[-q:]])
-    found = calibrated(weigh(saes, acts, weighing=Weighing()), saes, quiet, epsilon=b.epsilon, delta=b.delta)
+    heard = weigh(saes, acts, weighing=Weighing())
+    found = calibrated(heard, saes, world.quiet_inside, epsilon=b.epsilon, delta=b.delta)
     known = fit_counterparts(saes, acts, found)
 
     def at(nearest: float) -> Steering:

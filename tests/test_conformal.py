@@ -124,7 +124,7 @@ def sae(width=3):
     )
 
 
-def recorded(heights, kinds="benign", sites=SITES[:1], images=1, steps=2):
+def recorded(heights, kinds="benign", sites=SITES[:1], images=1, steps=2, token=0):
     """Of each prompt a token of these coordinates; its other images, if any, are lower by one."""
     names = [kinds] * len(heights) if isinstance(kinds, str) else kinds
     rows = [
@@ -136,9 +136,7 @@ def recorded(heights, kinds="benign", sites=SITES[:1], images=1, steps=2):
     x = x - torch.arange(images).repeat(len(heights))[:, None]
     ids, seeds = [row["id"] for row in rows], [row["seed"] for row in rows]
     batches = [
-        Batch(
-            site, step, 1.0 - step, ids, seeds, ("cond",) * len(ids), torch.zeros(len(ids), dtype=torch.long), x - step
-        )
+        Batch(site, step, 1.0 - step, ids, seeds, ("cond",) * len(ids), torch.full((len(ids),), token), x - step)
         for site in sites
         for step in range(steps)
     ]
@@ -198,6 +196,25 @@ def test_a_prompt_counts_once_by_its_highest_image_and_step():
     assert torch.equal(one.dose.bias, three.dose.bias) and one.facts == three.facts
     with pytest.raises(UsageError, match="44 benign prompts cannot"):
         calibrated(features, saes, recorded(x[:44], images=3))
+
+
+@pytest.mark.parametrize(
+    ("site", "token", "told"),
+    [
+        ("transformer_blocks.0.img.resid_post", 7, "1 of each image's tokens"),
+        ("transformer_blocks.0.img.resid_post", -1, "the mean of each image's tokens"),
+        ("transformer_blocks.0.img.resid_post", 0, None),
+        ("pooled.embed", -1, None),
+    ],
+)
+def test_a_gate_is_not_set_by_some_of_the_tokens_that_it_will_see(site, token, told):
+    x, where = uniform(100), Site.parse(site)
+    args = {where: found(summed())}, {where: sae()}, recorded(x, sites=[where], token=token)
+    if told is None:
+        assert list(calibrated(*args)) == [where], "the control"
+    else:
+        with pytest.raises(UsageError, match=rf"'{site}' keeps {told}.*record the benign prompts with tokens='all'"):
+            calibrated(*args)
 
 
 @pytest.mark.parametrize(("sites", "dose", "gates"), [(1, summed(), 1), (2, summed(), 2), (1, met(), 2), (3, met(), 6)])

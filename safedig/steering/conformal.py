@@ -10,6 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from ..activations.pairs import benign
 from ..activations.record import Activations, Image
@@ -57,8 +59,9 @@ def calibrated(
     """The same features with doses above 0, where the gate opens, on no more benign images than the guarantee says.
 
     `activations` are of benign prompts that nothing was learnt from. A prompt's height is that of its highest image and
-    step; each kind of prompt ("benign", "near-miss") is vouched for by itself, and ε is shared evenly by all that may
-    open a gate: at each site what single tokens say, and what pairs of features say.
+    step, all tokens recorded, for the gate will see them all; each kind of prompt ("benign", "near-miss") is vouched
+    for by itself, and ε is shared evenly by all that may open a gate: at each site what single tokens say, and what
+    pairs of features say.
     """
     kinds = {(row["id"], row["seed"]): row.get("kind") or "benign" for row in activations.prompts}
     plain = benign(activations.prompts)
@@ -71,6 +74,7 @@ def calibrated(
         for batch in activations.at(site):
             for image, rows in batch.images():
                 if image in plain:
+                    _check_whole(site, batch.token[rows])
                     heights.add(image, batch.x[rows])
         groups = _by_kind(heights.own, kinds)
         limits = {
@@ -83,6 +87,17 @@ def calibrated(
         facts = {"epsilon": epsilon, "delta": delta, "benign_prompts": {kind: len(of) for kind, of in groups.items()}}
         found[site] = replace(one, threshold=0.0, dose=dose, facts=one.facts | {"guarantee": facts})
     return found
+
+
+def _check_whole(site: Site, token: Int[Tensor, " token"]) -> None:
+    """A `UsageError` where only some tokens of an image were kept: the highest of those is too low for all."""
+    mean, last = bool(token[0] < 0) and site.stream not in ("pooled", "temb"), int(token.max())
+    if mean or last >= len(token):
+        kept = "the mean of each image's tokens" if mean else f"{len(token)} of each image's tokens"
+        raise UsageError(
+            f"The recording of '{site}' keeps {kept}, and a gate set by those would open for more benign images than "
+            "it should, since it sees every token: record the benign prompts with tokens='all'."
+        )
 
 
 def _by_kind(heights: Mapping[Image, float], kinds: Mapping[Image, str]) -> dict[str, dict[str, float]]:
