@@ -59,9 +59,9 @@ def calibrated(
     """The same features with doses above 0, where the gate opens, on no more benign images than the guarantee says.
 
     `activations` are of benign prompts that nothing was learnt from. A prompt's height is that of its highest image and
-    step, all tokens recorded, for the gate will see them all; each kind of prompt ("benign", "near-miss") is vouched
-    for by itself, and ε is shared evenly by all that may open a gate: at each site what single tokens say, and what
-    pairs of features say.
+    step, so that all tokens are to be recorded, in every step that the gate will see. Each kind of prompt ("benign",
+    "near-miss") is vouched for by itself, and ε is shared evenly by all that may open a gate: at each site what single
+    tokens say, and what pairs of features say.
     """
     kinds = {(row["id"], row["seed"]): row.get("kind") or "benign" for row in activations.prompts}
     plain = benign(activations.prompts)
