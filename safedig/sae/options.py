@@ -45,7 +45,10 @@ class SAEOptions:
     architecture: Architecture | None = None
     """BatchTopK unless given; "matryoshka" is BatchTopK with nested widths."""
     encoder_dtype: Literal["bfloat16", "int8"] | None = None
-    """In what active codes are looked for on a CPU; they are scored in float32 throughout, which is the default."""
+    """In what active codes are looked for on a CPU before they are scored in float32, which does both unless given.
+
+    "bfloat16" pays on a processor with matrix units (AMX), "int8" on one with dot products of 8 bits (VNNI).
+    """
     warm_up: int | None = None
     """Steps over which the step size rises to `lr`; none unless given."""
     limits: Limits | None = None
