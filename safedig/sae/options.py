@@ -6,6 +6,7 @@ from typing import Literal
 from ..config import UsageError, check_numbers
 
 Architecture = Literal["batchtopk", "topk", "jumprelu", "matryoshka"]
+EncoderDtype = Literal["bfloat16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class SAEOptions:
     """Rows of a site held in memory where there is no store: a uniform sample of the stream, d_in · 4 bytes each."""
     architecture: Architecture | None = None
     """BatchTopK unless given; "matryoshka" is BatchTopK with nested widths."""
-    encoder_dtype: Literal["bfloat16", "int8"] | None = None
+    encoder_dtype: EncoderDtype | None = None
     """In what active codes are looked for on a CPU before they are scored in float32, which does both unless given.
 
     "bfloat16" pays on a processor with matrix units (AMX), "int8" on one with dot products of 8 bits (VNNI).

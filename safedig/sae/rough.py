@@ -4,15 +4,12 @@ In bfloat16 they take a sixth of the time of the exact product where there are m
 elsewhere; in whole numbers of 8 bits a quarter to a third on a processor with dot products of them (VNNI).
 """
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from .memory import Memory
-
-Rough = Literal["bfloat16", "int8"]
+from .options import EncoderDtype
 
 _PAD = 32  # columns beside the weights, the first of which holds the bias; so many keep rows aligned
 _SLICE = 256  # features at once, so that what is scaled is still in the cache when it is rounded
@@ -26,7 +23,7 @@ def rough_scores(
     weight: Float[Tensor, "d_sae d_in"],
     bias: Float[Tensor, " d_sae"],
     length: Float[Tensor, " d_sae"],
-    dtype: Rough,
+    dtype: EncoderDtype,
     memory: Memory,
 ) -> Int[Tensor, "batch d_sae"]:
     """(x · weightᵀ + bias) · length with every factor and the result rounded, as the bits of bfloat16.

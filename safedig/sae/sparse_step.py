@@ -13,7 +13,8 @@ from torch import Tensor
 
 from .firing import codes
 from .memory import Memory
-from .rough import Rough, rough_scores
+from .options import EncoderDtype
+from .rough import rough_scores
 from .selection import top_of_batch, top_of_rows
 from .sparse_ops import Support, decoding, encoding, scored, squared_error
 
@@ -30,7 +31,7 @@ AT_RUN_TIME = ("layer_norm", "constant_norm_rescale")  # normalisations that are
 class SparseStep(TopKTrainingSAE):
     """The step of TopK; to be put before one of sae-lens' classes."""
 
-    encoder_dtype: Rough | None = None
+    encoder_dtype: EncoderDtype | None = None
 
     def __init__(self, cfg: Any, use_error_term: bool = False):
         super().__init__(cfg, use_error_term)

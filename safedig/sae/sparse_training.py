@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..config import UsageError, did_you_mean
-from .rough import Rough
+from .options import EncoderDtype
 from .row_adam import RowAdam
 from .sparse_step import SparseBatchStep, SparseMatryoshkaStep, SparseStep
 
@@ -39,8 +39,8 @@ def training_sae(
     """
     if architecture not in ARCHITECTURES:
         raise UsageError(f"There is no architecture '{architecture}': expected one of {', '.join(ARCHITECTURES)}.")
-    if encoder_dtype not in (None, *get_args(Rough)):
-        raise UsageError(f"encoder_dtype='{encoder_dtype}': {did_you_mean(encoder_dtype, get_args(Rough))}")
+    if encoder_dtype not in (None, *get_args(EncoderDtype)):
+        raise UsageError(f"encoder_dtype='{encoder_dtype}': {did_you_mean(encoder_dtype, get_args(EncoderDtype))}")
     if not 0 < k <= d_sae:
         raise UsageError(f"k={k} of {d_sae} features: expected 1 to {d_sae}; lower k or raise expansion.")
     sae_class, config_class = _classes()[architecture]
