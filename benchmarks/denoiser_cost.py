@@ -55,7 +55,10 @@ def main() -> None:
 
 
 def drawing(model: str, negatives: int, rounds: int) -> dict[str, Any]:
-    """Sixteen images with as many negatives on the pipeline, over as many without; seconds of the latter."""
+    """Sixteen images with so many negatives on the pipeline, over as many without; seconds of the latter.
+
+    The ratio scatters as whole drawings do. The denoiser's own share is of one and the same drawing, and does not.
+    """
     pipe = load_pipeline(model)
     options, rows = Drawing.of(pipe), as_rows(prompts("underspecified", "train", 0, 16))
     images = NegationSet.of(renders(negatives), pipe, cache=None)
@@ -75,10 +78,9 @@ def drawing(model: str, negatives: int, rounds: int) -> dict[str, Any]:
         told[gate] = {
             "ratio": spread([after / before for before, after in pairs]),
             "seconds_without": spread([before for before, _ in pairs]),
-            "own_seconds": spread([inside(pipe, made, rows, options) for _ in range(rounds)]),
+            "own_share": spread([own_share(pipe, made, rows, options) for _ in range(rounds)]),
             "steps_open": statistics.mean(told.beta > 0 for image in made.audit for told in image),
         }
-        told[gate]["own_share"] = told[gate]["own_seconds"]["median"] / told[gate]["seconds_without"]["median"]
     return told
 
 
@@ -94,8 +96,8 @@ def renders(count: int) -> Float[Tensor, "n 3 height width"]:
     return rearrange(torch.from_numpy(made), "n h w c -> n c h w")
 
 
-def inside(pipe: Any, made: SafeDenoiser, rows: list[dict[str, Any]], options: Drawing) -> float:
-    """Seconds that the denoiser itself takes while sixteen images are drawn."""
+def own_share(pipe: Any, made: SafeDenoiser, rows: list[dict[str, Any]], options: Drawing) -> float:
+    """What the denoiser itself takes of the time while sixteen images are drawn, over all the rest of it."""
     spent, whole = [], Run.step
 
     def timed(self: Run, given: dict[str, Any]) -> dict[str, Any]:
@@ -107,10 +109,10 @@ def inside(pipe: Any, made: SafeDenoiser, rows: list[dict[str, Any]], options: D
     Run.step = timed
     try:
         with made.apply(pipe):
-            list(draw(pipe, rows, drawing=options))
+            total = seconds(lambda: list(draw(pipe, rows, drawing=options)))
     finally:
         Run.step = whole
-    return sum(spent)
+    return sum(spent) / (total - sum(spent))
 
 
 def one_step(negatives: int, rounds: int) -> list[dict[str, Any]]:

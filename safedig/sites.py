@@ -163,8 +163,8 @@ def stage(site: Site, pipe: Any = None) -> Stage:
     if site.component != "transformer":
         return "text"
     if pipe is not None and site.index is not None:
-        row = architecture(transformer(pipe))
-        depth = sum(family == site.family for family, _, _ in _blocks(transformer(pipe), row))
+        row = architecture(model := transformer(pipe))
+        depth = sum(family == site.family for family, _, _ in _blocks(model, row))
         if site.family == list(row.families)[-1] and 3 * site.index >= 2 * depth:
             return "render"
     return STAGES[site.family or str(site)]  # type: ignore[return-value]
