@@ -18,6 +18,7 @@ from torch import Tensor
 from ..config import UsageError, build, check_choices, did_you_mean
 from .bank import mean_of
 from .material import Material
+from .phrases import as_one
 
 Form = Literal["delta", "paper"]
 
@@ -107,9 +108,13 @@ class Replace:
     nearest: int = 1
     unknown: float = 0.0
     """By counterparts: how far a token goes by the contrast decoder (see Repel) that is like no known one."""
+    phrases: bool = False
+    """In text: such tokens side by side, repelled the most, become one stand-in and padding (see phrases.py)."""
 
     def __post_init__(self) -> None:
         _check(self)
+        if self.phrases and not self.unknown:
+            raise UsageError(f"{self}: a phrase is made of unknown tokens, so give unknown above 0 too.")
         if not (math.isfinite(self.unknown) and self.unknown >= 0) or (self.unknown and self.by != "counterparts"):
             raise UsageError(f"{self}: expected unknown from 0 on, and above it with by='counterparts' alone.")
 
@@ -128,8 +133,13 @@ class Replace:
     ) -> Float[Tensor, "batch token d_in"]:
         delta = torch.zeros_like(a)
         if self.by == "counterparts":
-            delta[open_] = -self.strength * self._harm(a, z, open_, material)
-            return delta
+            harm, unknown = self._harm(a, z, open_, material)
+            delta[open_] = -harm
+            if self.phrases and a.shape[1] > 1:
+                assert material.counterparts is not None
+                strange = torch.zeros_like(open_).masked_scatter(open_, unknown)
+                delta = as_one(a, delta, strange, material.counterparts.all().stand_ins(), self.nearest)
+            return self.strength * delta
         if self.by == "prototypes":
             bank = material.bank
             assert bank is not None and bank.values is not None
@@ -151,8 +161,8 @@ class Replace:
         z: Float[Tensor, "batch token features"],
         open_: Bool[Tensor, "batch token"],
         material: Material,
-    ) -> Float[Tensor, "open d_in"]:
-        """What harm has added to each open token: what is known of its like, else what its codes say."""
+    ) -> tuple[Float[Tensor, "open d_in"], Bool[Tensor, " open"]]:
+        """What harm has added to each open token, as is known of its like or else by its codes; and which are those."""
         known, dose, here = material.counterparts, material.dose, a[open_]
         assert known is not None
         alone, together = open_, torch.zeros_like(open_)
@@ -160,9 +170,9 @@ class Replace:
             alone, together = open_ & dose.alone(z)[:, None], open_ & dose.only_pairs(z)[:, None]
         harm = known.harm(here, alone[open_], together[open_], self.nearest)
         if not self.unknown:
-            return harm
-        said = self.unknown * (z[open_] @ material.directions)
-        return torch.where(known.unknown(here)[:, None], said, harm)
+            return harm, torch.zeros_like(open_[open_])
+        said, unknown = self.unknown * (z[open_] @ material.directions), known.unknown(here)
+        return torch.where(unknown[:, None], said, harm), unknown
 
 
 Edit = Repel | Blend | Replace
@@ -182,8 +192,11 @@ def from_json(entry: Mapping[str, Any]) -> Edit:
     return build(EDITS[name], {key: value for key, value in entry.items() if key != "edit"})
 
 
-def check_together(edits: tuple[Edit, ...], *, tokens: bool, scope: str) -> None:
-    """A `UsageError` where edits cannot be meant together, or at such a site; `tokens`: it has more than one."""
+def check_together(edits: tuple[Edit, ...], *, tokens: bool, scope: str, text: bool = True) -> None:
+    """A `UsageError` where edits cannot be meant together, or at such sites.
+
+    `tokens`: each has more than one; `text`: those that do hold text alone.
+    """
     if len(edits) > 1 and any(isinstance(edit, Replace) for edit in edits):
         raise UsageError(
             "Replace puts other values in a token's place, which no other edit is meant for: give it alone."
@@ -192,6 +205,11 @@ def check_together(edits: tuple[Edit, ...], *, tokens: bool, scope: str) -> None
         raise UsageError(
             "Replace(by='map') takes undetected tokens of the same image, and with scope='image' or at a pooled vector "
             "there are none: use scope='token' at a site of tokens, or by='prototypes'."
+        )
+    if not text and any(isinstance(edit, Replace) and edit.phrases for edit in edits):
+        raise UsageError(
+            "Replace(phrases=True) takes words side by side for one thing, and the tokens of an image are no words: "
+            "use it at sites of the stream txt."
         )
 
 

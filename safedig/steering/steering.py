@@ -57,7 +57,9 @@ class Steering:
         edited = [site for site in features if site not in watch]
         if not features:
             raise UsageError("There are no features: give those of at least one site (find_features, weigh).")
-        check_together(tuple(edits), tokens=not any(_one_token(site) for site in edited), scope=scope)
+        several = [site for site in edited if not _one_token(site)]
+        text = all(site.stream == "txt" for site in several)
+        check_together(tuple(edits), tokens=several == edited, scope=scope, text=text)
         _check_saes(saes, features, edited if any(edit.needs for edit in edits) else [], reconstruction)
         _check_watch(watch, features, scope)
         windows = _windows(sigmas, features)
