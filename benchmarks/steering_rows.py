@@ -79,7 +79,6 @@ def ours(
     watch: tuple[Site, ...] = (POOLED,),
     gate: bool = True,
     repel: bool = True,
-    phrases: bool = False,
 ) -> Callable:
     """Of an image that the weighed codes open, known tokens are replaced by what stood in a safe twin, others repelled.
 
@@ -90,7 +89,7 @@ def ours(
     saes, unknown = contrast(fold, adapted, sites), fold.world.budget.unknown if repel else 0.0
 
     def at(nearest: float) -> Steering:
-        edit = Replace(by="counterparts", nearest=int(nearest), unknown=unknown, phrases=phrases)
+        edit = Replace(by="counterparts", nearest=int(nearest), unknown=unknown)
         return Steering(saes, opened, [edit], counterparts=known, watch=watch, scope="image")
 
     return at
@@ -166,7 +165,6 @@ LINES: dict[str, Line] = {
     "ours": Line(ours, BY_DEFAULT, whole=True),
     "ours, no target data": Line(partial(ours, adapted=False), BY_DEFAULT, whole=True),
     "ours, mood cue off": Line(ours, BY_DEFAULT, whole=True),
-    "unknown phrases as one thing": Line(partial(ours, phrases=True), BY_DEFAULT, whole=True),
     "without gate": Line(partial(ours, sites=(TXT,), watch=(), gate=False), NEAREST),
     "gate at the tokens alone": Line(partial(ours, sites=(TXT,), watch=()), NEAREST),
     "unknown tokens looked up too": Line(partial(ours, repel=False), NEAREST),

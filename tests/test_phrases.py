@@ -20,6 +20,8 @@ from tests.phrases import D_IN, FLAME, SITE, features, sae
 
 D, TOKENS = 4, 6
 STAND_INS = torch.tensor([[9.0, 0.0, 0.0, 0.0], [0.0, 9.0, 0.0, 0.0], [0.0, 7.0, 0.0, 0.0]])
+ADDED = torch.diag(torch.tensor([1.0, 7.0, 7.0, 90.0]))[:3]  # half of the median: 3.5
+HARM = Known(STAND_INS + ADDED, ADDED)
 
 
 def text(seed=0, images=1):
@@ -39,9 +41,9 @@ def unknown(*places):
 
 
 def test_the_strongest_word_of_a_phrase_becomes_the_nearest_stand_in_and_the_others_padding():
-    a, delta = text(), moved(0.0, 4.0, 6.0, 3.5, 0.0, 0.0)
+    a, delta = text(), moved(0.0, 4.0, 6.0, 3.6, 0.0, 0.0)
     a[0, 2] = torch.tensor([0.0, 2.0, 0.0, 0.0])  # with 6 more it stands between two stand-ins, nearer to neither of 9
-    out = a + as_one(a, delta, unknown(1, 2, 3), STAND_INS[:2], 1)
+    out = a + as_one(a, delta, unknown(1, 2, 3), Known(HARM.tokens[:2], ADDED[:2]), 1)
     torch.testing.assert_close(out[0, 2], STAND_INS[1])
     for place in (1, 3):
         torch.testing.assert_close(out[0, place], a[0, -1])
@@ -51,7 +53,7 @@ def test_the_strongest_word_of_a_phrase_becomes_the_nearest_stand_in_and_the_oth
 def test_of_several_stand_ins_the_mean_is_taken_and_of_too_few_all():
     a, delta = torch.zeros(1, TOKENS, D), moved(0.0, 8.0, 6.0, 0.0, 0.0, 0.0)
     for nearest, mean in ((1, 0.5 * (STAND_INS[1] + STAND_INS[2])), (2, STAND_INS[1:].mean(0)), (9, STAND_INS.mean(0))):
-        out = as_one(a, delta, unknown(1, 2), STAND_INS, nearest)[0, 1]
+        out = as_one(a, delta, unknown(1, 2), HARM, nearest)[0, 1]
         if nearest == 1:  # 8 is as far from 7 as from 9
             assert any(torch.allclose(out, one) for one in STAND_INS[1:])
         else:
@@ -60,7 +62,7 @@ def test_of_several_stand_ins_the_mean_is_taken_and_of_too_few_all():
 
 def test_padding_is_what_the_last_token_becomes():
     a, delta = text(), moved(0.0, 4.0, 6.0, 0.0, 0.0, 1.0)
-    out = a + as_one(a, delta, unknown(1, 2), STAND_INS, 1)
+    out = a + as_one(a, delta, unknown(1, 2), HARM, 1)
     torch.testing.assert_close(out[0, 1], a[0, -1] + torch.eye(D)[1])
 
 
@@ -70,8 +72,8 @@ def test_padding_is_what_the_last_token_becomes():
         ((0.0, 4.0, 0.0, 0.0, 0.0, 0.0), unknown(1)),
         ((0.0, 4.0, 6.0, 0.0, 0.0, 0.0), unknown(1)),
         ((0.0, 4.0, 0.0, 4.0, 0.0, 0.0), unknown(1, 3)),
-        ((0.0, 4.0, 1.9, 0.0, 0.0, 0.0), unknown(1, 2)),
-        ((8.1, 4.0, 4.0, 0.0, 0.0, 0.0), unknown(1, 2)),
+        ((0.0, 4.0, 3.4, 0.0, 0.0, 0.0), unknown(1, 2)),
+        ((8.1, 3.4, 3.4, 0.0, 0.0, 0.0), unknown(1, 2)),
         ((0.0, 0.0, 0.0, 0.0, 4.0, 4.0), unknown(4, 5)),
         ((0.0, 0.0, 0.0, 0.0, 0.0, 0.0), unknown(1, 2)),
     ],
@@ -79,35 +81,34 @@ def test_padding_is_what_the_last_token_becomes():
 )
 def test_what_is_no_phrase_keeps_every_bit(norms, strange):
     delta = moved(*norms) * -1.0  # with −0.0 among them
-    assert same_bits(as_one(text(), delta, strange, STAND_INS, 1), delta)
+    assert same_bits(as_one(text(), delta, strange, HARM, 1), delta)
 
 
-def test_control_half_as_strong_as_the_strongest_is_a_part_of_it():
-    delta = moved(0.0, 4.0, 2.1, 0.0, 0.0, 0.0)
-    assert not same_bits(as_one(text(), delta, unknown(1, 2), STAND_INS, 1), delta)
+def test_control_half_as_strong_as_known_harm_is_a_part_of_it():
+    delta = moved(9.0, 4.0, 3.6, 0.0, 0.0, 0.0)
+    assert not same_bits(as_one(text(), delta, unknown(1, 2), HARM, 1), delta)
 
 
 def test_two_phrases_of_one_text_are_two_things():
     a, delta = torch.zeros(1, 8, D), torch.zeros(1, 8, D)
     delta[0, [0, 1], 1], delta[0, [3, 4, 5], 0] = torch.tensor([5.0, 8.9]), torch.tensor([5.0, 6.0, 8.0])
     strange = torch.tensor([[True, True, False, True, True, True, False, False]])
-    out = as_one(a, delta, strange, STAND_INS, 1)[0]
+    out = as_one(a, delta, strange, HARM, 1)[0]
     assert torch.equal(out[1], STAND_INS[1]) and torch.equal(out[5], STAND_INS[0])
     assert not out[[0, 2, 3, 4, 6, 7]].any()
 
 
 def test_each_image_of_a_batch_is_what_it_is_alone():
-    a, delta = text(3, images=5), text(4, images=5)
+    a, delta = text(3, images=5), 4 * text(4, images=5)
     strange = torch.rand(5, TOKENS, generator=torch.Generator().manual_seed(5)) < 0.7
-    together = as_one(a, delta, strange, STAND_INS, 1)
-    alone = [as_one(*(part[[at]] for part in (a, delta, strange)), STAND_INS, 1) for at in range(5)]
+    together = as_one(a, delta, strange, HARM, 1)
+    alone = [as_one(*(part[[at]] for part in (a, delta, strange)), HARM, 1) for at in range(5)]
     assert torch.equal(together, torch.cat(alone)) and not torch.equal(together, delta)
 
 
-def test_without_stand_ins_a_phrase_keeps_its_strongest_word_repelled():
-    a, delta = text(), moved(0.0, 4.0, 6.0, 0.0, 0.0, 0.0)
-    out = as_one(a, delta, unknown(1, 2), STAND_INS[:0], 1)
-    assert torch.equal(out[0, 2], delta[0, 2]) and torch.allclose(a[0, 1] + out[0, 1], a[0, -1])
+def test_where_no_harm_is_known_nothing_is_a_phrase():
+    delta = moved(0.0, 4.0, 6.0, 0.0, 0.0, 0.0)
+    assert same_bits(as_one(text(), delta, unknown(1, 2), Known(STAND_INS[:0], STAND_INS[:0]), 1), delta)
 
 
 # ---- as an edit
@@ -143,7 +144,7 @@ def acted(one, x):
 
 
 def test_an_unknown_phrase_becomes_the_stand_in_and_each_word_of_it_would_have_been_repelled():
-    x = prompt((1, 3.0), (2, 4.0))
+    x = prompt((1, 30.0), (2, 40.0))
     out, before = acted(rule(), x)[0], acted(rule(phrases=False), x)[0]
     torch.testing.assert_close(out[2], torch.eye(D_IN)[1])
     torch.testing.assert_close(out[1], x[0, -1])
@@ -153,8 +154,14 @@ def test_an_unknown_phrase_becomes_the_stand_in_and_each_word_of_it_would_have_b
 
 
 def test_a_single_unknown_word_is_repelled_as_before_to_the_bit():
-    for x in (prompt((1, 3.0)), prompt((1, 3.0), (3, 4.0)), prompt()):
+    for x in (prompt((1, 30.0)), prompt((1, 30.0), (3, 40.0)), prompt()):
         assert same_bits(acted(rule(), x), acted(rule(phrases=False), x))
+
+
+def test_words_that_are_moved_less_than_harm_moves_are_repelled_each():
+    """As in a benign prompt that the gate lets through by mistake."""
+    x = prompt((1, 3.0), (2, 4.0))
+    assert same_bits(acted(rule(), x), acted(rule(phrases=False), x)) and not same_bits(acted(rule(), x), x)
 
 
 def test_a_known_word_beside_an_unknown_one_is_looked_up_and_no_part_of_a_phrase():
@@ -166,7 +173,7 @@ def test_a_known_word_beside_an_unknown_one_is_looked_up_and_no_part_of_a_phrase
 
 
 def test_strength_is_how_far_a_phrase_goes_towards_it():
-    x = prompt((1, 3.0), (2, 4.0))
+    x = prompt((1, 30.0), (2, 40.0))
     whole, half = acted(rule(), x), acted(rule(0.5), x)
     torch.testing.assert_close(half, (x + whole) / 2)
     assert same_bits(acted(rule(0.0), x), x)
@@ -200,7 +207,7 @@ def test_control_sites_of_text_and_of_a_single_token_take_them():
     edit = Replace(by="counterparts", unknown=2.0, phrases=True)
     assert steering("txt.embed").rules[SITE].edits == steering("pooled.embed").rules[Site.parse("pooled.embed")].edits
     assert steering("txt.embed").rules[SITE].edits == (edit,)
-    one = prompt((1, 3.0))[:, 1:2]
+    one = prompt((1, 30.0))[:, 1:2]
     assert same_bits(acted(rule(), one), acted(rule(phrases=False), one)) and not same_bits(acted(rule(), one), one)
 
 

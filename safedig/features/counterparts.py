@@ -37,11 +37,6 @@ class Known:
         changed = self.delta.any(1)
         return Known(self.tokens[changed], self.delta[changed])
 
-    def stand_ins(self) -> Float[Tensor, "harmful d_in"]:
-        """What stood in the safe twins where harm did."""
-        harmful = self.harmful()
-        return harmful.tokens - harmful.delta
-
     def harm(self, a: Float[Tensor, "token d_in"], nearest: int) -> Float[Tensor, "token d_in"]:
         """The mean of what harm has added to the known tokens nearest to each. Cost O(token · known · d_in)."""
         if not len(a) or not len(self.tokens):

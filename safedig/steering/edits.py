@@ -109,7 +109,7 @@ class Replace:
     unknown: float = 0.0
     """By counterparts: how far a token goes by the contrast decoder (see Repel) that is like no known one."""
     phrases: bool = False
-    """In text: such tokens side by side, repelled the most, become one stand-in and padding (see phrases.py)."""
+    """In text: such tokens side by side, moved as far as harm is, become one stand-in and padding (see phrases.py)."""
 
     def __post_init__(self) -> None:
         _check(self)
@@ -138,7 +138,7 @@ class Replace:
             if self.phrases and a.shape[1] > 1:
                 assert material.counterparts is not None
                 strange = torch.zeros_like(open_).masked_scatter(open_, unknown)
-                delta = as_one(a, delta, strange, material.counterparts.all().stand_ins(), self.nearest)
+                delta = as_one(a, delta, strange, material.counterparts.all().harmful(), self.nearest)
             return self.strength * delta
         if self.by == "prototypes":
             bank = material.bank
