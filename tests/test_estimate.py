@@ -17,7 +17,7 @@ from safedig.pipelines import load_pipeline
 from safedig.recipes import load
 from tests.reduced_models import write
 
-SECONDS = 15  # of processor time, so that a busy machine does not fail the test
+TIMES = 3  # of what importing the pipeline alone takes, on the same machine
 
 
 def planned(capsys, *argv):
@@ -53,7 +53,7 @@ def test_show_counts_the_tokens_that_pass(capsys, recipe):
         assert (listed[site]["tokens"], listed[site]["d_in"]) == (planned_["tokens"], planned_["d_in"]), site
 
 
-def test_it_takes_seconds_and_no_network():
+def test_it_takes_hardly_longer_than_an_import_and_no_network():
     """Every socket is refused: a name that had to be looked up would be an error."""
     code = (
         "import socket, sys\n"
@@ -62,14 +62,22 @@ def test_it_takes_seconds_and_no_network():
         "from safedig.__main__ import main\n"
         "sys.exit(main(['plan', 'flux1-dev', '--json']))"
     )
+    _, importing = ran("from diffusers import FluxPipeline")
+    told, planning = ran(code)
+    assert json.loads(told)["bytes"] == 56_623_104_000
+    assert planning < TIMES * importing
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    assert peak < 2 * 2**20, "kilobytes: no weight was made"
+
+
+def ran(code):
+    """What it prints, and the seconds of processor time that it takes."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["bytes"] == 56_623_104_000
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < SECONDS
-    assert after.ru_maxrss < 2 * 2**20, "kilobytes: no weight was made"
+    return done.stdout, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 @pytest.mark.parametrize("tokens", ["all", "pooled", 5])
